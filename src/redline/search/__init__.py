@@ -1,1 +1,1 @@
-
+"""Goals, budgets, the race between candidates, the choice, and the cache of timings."""
