@@ -81,13 +81,17 @@ class Child:
             raise self._revive(answer["error"])
         return answer["result"]
 
+    def kill(self) -> None:
+        """End the process and everything it started; a call that waits in another thread raises."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
     def close(self) -> None:
-        """End the child and everything it started. A second call does nothing."""
+        """End the child and let go of it. A second call does nothing."""
         if self._closed:
             return
         self._closed = True
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self.kill()
         self._process.wait()
         for fd in (self._in, self._out, self._life):
             os.close(fd)

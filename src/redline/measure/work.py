@@ -14,6 +14,7 @@ import numpy as np
 
 from redline.engine.manifest import Part
 from redline.engine.store import FolderStore
+from redline.runtime import load
 from redline.runtime.runner import Runner, open_part
 from redline.signature import Signature
 
@@ -31,6 +32,13 @@ def open_runner(
         msgspec.convert(part, Part), store, msgspec.convert(signature, Signature)
     )
     return time.perf_counter() - start
+
+
+def open_engine(state: dict[str, Any], *, path: str, trust: bool) -> str:
+    """Open an engine file; returns the backend that runs it."""
+    session = load.open_engine(path, trust=trust)
+    state["runner"] = session
+    return session.part.backend
 
 
 def run(state: dict[str, Any], *, inputs: list[np.ndarray]) -> list[np.ndarray]:

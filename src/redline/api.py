@@ -1,0 +1,205 @@
+"""optimize(): the whole way from a model to an engine, in one function read top to bottom."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from redline import backends, knobs, machine
+from redline.capture.capture import capture
+from redline.capture.cases import make_cases
+from redline.capture.reference import make_reference
+from redline.contest import Outcome, contest, forget, nothing_left, propose
+from redline.crowning import Evaluate, crown
+from redline.drop_in import Engine, Package
+from redline.errors import GoalError
+from redline.graph.cost import cost
+from redline.graph.model import Model
+from redline.graph.serialize import to_bytes
+from redline.measure import accuracy
+from redline.measure.record import Record, Study
+from redline.progress import Progress
+from redline.runtime.session import Session
+from redline.search.cache import Cache
+from redline.search.goal import Goal, quantity
+from redline.side_by_side import compare
+from redline.trial import Bench, discard
+
+__all__ = ["compare", "optimize"]
+
+Dynamic = Mapping[str, Any]
+
+
+def optimize(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    goal: Goal | None = None,
+    backends: Sequence[str] | None = None,
+    precisions: Sequence[str] = ("fp32",),
+    dynamic: Dynamic | None = None,
+    evaluate: Evaluate | None = None,
+    budget: float | str | None = None,
+    seed: int = 0,
+    use_cache: bool = True,
+    eval_mode: bool = False,
+    trust: bool = False,
+    name: str | None = None,
+    progress: str | bool = "auto",
+) -> Engine:
+    """Find the fastest verified engine for a model on this machine.
+
+    Args:
+        model: a torch.nn.Module in eval mode, an ExportedProgram, a Hugging Face model or pipeline,
+            or the path of an ONNX or TorchScript file.
+        example_inputs: what forward takes: a tensor, a tuple of positionals, a dict of keywords, or
+            (tuple, dict). An ONNX file can do without.
+        goal: what to look for and within which limits; latency by default.
+        backends: names to try (see `redline doctor`); None tries all.
+        precisions: numeric precisions to try; "fp32" is the only one yet.
+        dynamic: axes that may change: {"batch": (min, opt, max)} for axis 0 of every input, or
+            {"input name": {axis: ("dim name", min, opt, max)}}.
+        evaluate: accuracy(callable) -> float on your own data, higher is better; with
+            Goal(max_drop=...) a candidate that falls below the model by more is refused.
+        budget: wall-clock promise: seconds, or text such as "90s" or "3m". The best so far is
+            always valid, and Ctrl-C returns it.
+        seed: of the random inputs that candidates are verified on.
+        use_cache: take timings and built parts of an earlier run on this machine.
+        eval_mode: put a model that is in training mode into eval mode while it is captured.
+        trust: open files that can run code when loaded (.pt2).
+        name: what to call the model in reports.
+        progress: draw a bar on stderr: "auto" (on a terminal), True or False.
+
+    Returns:
+        An engine that is called like the model. It is never slower than eager or torch.compile
+        beyond the interval of the measurement: they are candidates too.
+
+    Raises:
+        InputError: the model, the inputs, the goal or the budget cannot be used.
+        CaptureError: an axis that must be dynamic is not.
+        BackendError: no candidate could run an ONNX file.
+
+    Example:
+        >>> engine = redline.optimize(model, torch.randn(1, 3, 224, 224), budget="2m")
+        >>> engine.save("model.redline")
+    """
+    start = time.monotonic()
+    goal = goal or Goal()
+    seconds = quantity(budget or knobs.text("REDLINE_BUDGET") if budget != 0 else 0, "time", "budget")
+    dynamic = _for_batch(goal, dynamic)
+    folder = Path(tempfile.mkdtemp(prefix="redline-"))
+    try:
+        with Progress(seconds, progress) as say:
+            say("capturing the model")
+            captured = capture(
+                model, example_inputs, dynamic=dynamic, name=name, trust=trust, eval_mode=eval_mode
+            )
+            candidates, left_out = propose(captured, backends, precisions)
+            say("running the reference in float64")
+            bench = _set_up(captured, folder, seed, use_cache)
+            outcomes = contest(bench, candidates, seconds, start, say)
+            crowned = crown(bench, outcomes, goal, evaluate)
+            if crowned is None and any(outcome.entry.record.from_cache for outcome in outcomes):
+                forget(bench, candidates)
+                outcomes = contest(bench, candidates, seconds, start, say)
+                crowned = crown(bench, outcomes, goal, evaluate)
+        if crowned is None:
+            raise nothing_left([outcome.entry.record for outcome in outcomes] + left_out)
+        winner, session, records, package = crowned
+        study = _write_up(bench, goal, winner, records + left_out, start, seconds)
+        return _engine(bench, winner, session, study, package)
+    finally:
+        discard(folder)
+
+
+def _for_batch(goal: Goal, dynamic: Dynamic | None) -> Dynamic | None:
+    """Move the opt size of the batch dim to the goal's batch."""
+    if goal.batch is None:
+        return dynamic
+    span = (dynamic or {}).get("batch")
+    if not isinstance(span, Sequence) or not span[0] <= goal.batch <= span[-1]:
+        raise GoalError(
+            f"Goal(batch={goal.batch}) needs a dynamic batch that holds it, got {span}",
+            hint=f'give dynamic={{"batch": (1, {goal.batch}, {4 * goal.batch})}}',
+        )
+    return {**(dynamic or {}), "batch": (span[0], goal.batch, span[-1])}
+
+
+def _set_up(model: Model, folder: Path, seed: int, use_cache: bool) -> Bench:
+    """Write the graph for the children, and run the reference."""
+    if model.graph is not None:
+        (folder / "graph.onnx").write_bytes(to_bytes(model.graph))
+    cases = make_cases(model.signature, model.example, seed=seed)
+    before = time.monotonic()
+    reference = make_reference(model, cases)
+    spent = time.monotonic() - before
+    pairs = zip(reference.baseline, reference.expected, strict=True)
+    return Bench(
+        model=model,
+        cases=cases,
+        reference=reference,
+        yardstick=max(accuracy.error(eager, expected) for eager, expected in pairs),
+        eager_seconds=spent / len(cases),
+        folder=folder,
+        cache=Cache(knobs.cache_dir()) if use_cache and knobs.text("REDLINE_CACHE") != "0" else None,
+    )
+
+
+def _write_up(
+    bench: Bench, goal: Goal, winner: Outcome, records: list[Record], start: float, budget: float
+) -> Study:
+    model = bench.model
+    work = cost(model.graph, model.signature) if model.graph is not None else None
+    chosen = next(record for record in records if record.winner)
+    return Study(
+        model=model.name,
+        origin=model.origin,
+        machine=msgspec.to_builtins(machine.card()),
+        goal=str(goal),
+        verdict=goal.verdict(chosen),
+        records=tuple(records),
+        operators=work.operators if work else {},
+        flops=work.flops if work else 0.0,
+        bytes=work.bytes if work else 0.0,
+        parameters=work.parameters if work else 0,
+        yardstick=bench.yardstick,
+        reference=bench.reference.how,
+        notes=tuple((note.what, note.where, note.hint) for note in model.notes),
+        seconds=time.monotonic() - start,
+        budget=budget,
+        inputs=tuple(f"{spec.name}: {spec.dtype}{list(spec.shape)}" for spec in model.signature.inputs),
+        versions=_versions(records),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _versions(records: Sequence[Record]) -> dict[str, str]:
+    names = dict.fromkeys(record.backend for record in records if record.outcome != "missing")
+    return {name: backends.get(name).version() for name in names}
+
+
+def _engine(
+    bench: Bench, winner: Outcome, session: Session, study: Study, package: Package | None
+) -> Engine:
+    local = winner.part is None
+    notices = [note.what for note in bench.model.notes]
+    if local and package:
+        part = package.parts[0][0]
+        notices.append(
+            f"{winner.entry.record.id} runs inside PyTorch; a saved file holds {part.backend} instead"
+        )
+    return Engine(
+        session,
+        study,
+        backend=winner.entry.record.backend,
+        package=package,
+        module=bench.model.module,
+        local=local,
+        notices=notices,
+    )

@@ -1,0 +1,224 @@
+"""All candidates of one model: propose them, try them in children, race them, remember the result."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from redline import backends, errors, machine
+from redline.backends.base import Candidate, Traits
+from redline.engine.manifest import Part
+from redline.errors import InputError, RefusedError, UnknownNameError
+from redline.graph.cost import operators
+from redline.graph.model import Model
+from redline.measure.record import Record
+from redline.measure.statistics import summarize
+from redline.search.choose import Entry
+from redline.search.race import Lane, race
+from redline.trial import Bench, Trial, read_part
+
+PRECISIONS = ("fp32",)
+_BUILD_SHARE = 0.7  # of the budget: what building and verifying may take; the rest is the race's
+_AT_ONCE = max(1, min(2, (os.cpu_count() or 1)))  # trials prepared side by side; the race is alone
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An entry for the choice, and what the engine needs if it wins."""
+
+    entry: Entry
+    candidate: Candidate | None = None
+    part: Part | None = None
+    folder: str = ""
+
+
+def propose(
+    model: Model, names: Sequence[str] | None, precisions: Sequence[str]
+) -> tuple[list[Candidate], list[Record]]:
+    """The candidates of every backend, and a record for each backend that cannot take part.
+
+    Raises:
+        UnknownNameError: a backend or precision that does not exist.
+    """
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise UnknownNameError("precision", precision, PRECISIONS)
+    if not precisions:
+        raise InputError("no precision is given", hint=f"known: {', '.join(PRECISIONS)}")
+    traits = Traits(
+        signature=model.signature,
+        threads=machine.usable_cores(),
+        has_graph=model.graph is not None,
+        has_program=model.program is not None,
+        has_module=model.module is not None,
+        operators=operators(model.graph) if model.graph is not None else {},
+        precisions=tuple(precisions),
+    )
+    chosen, left_out = [], []
+    for name in backends.names() if names is None else names:
+        backend = backends.get(name)
+        missing = backend.missing()
+        if missing:
+            left_out.append(
+                Record(name, name, "missing", reason=missing.reason, hint=missing.command)
+            )
+            continue
+        try:
+            chosen.extend(backend.candidates(traits))
+        except RefusedError as error:
+            left_out.append(Record(name, name, "refused", reason=error.what, hint=error.hint))
+    return chosen, left_out
+
+
+def contest(bench: Bench, candidates: Sequence[Candidate], budget: float, start: float, say: Say) -> list[Outcome]:
+    """Try every candidate within the budget; the cache answers where it can answer for all of them.
+
+    Args:
+        budget: seconds from `start`, a time.monotonic().
+
+    Ctrl-C ends the trials; what has been verified by then is still raced, for a moment.
+    """
+    known = _recall(bench, candidates, budget)
+    if known is not None:
+        say("from cache")
+        return known
+    trials = [Trial(bench, candidate) for candidate in candidates]
+    try:
+        _prepare(bench, trials, start + _BUILD_SHARE * budget, say)
+        deadline = time.monotonic() if bench.cancelled else start + 0.95 * budget
+        outcomes = _race(trials, deadline, say)
+    finally:
+        for trial in trials:
+            trial.close()
+    if not bench.cancelled:
+        _remember(bench, outcomes, budget)
+    return outcomes
+
+
+def _prepare(bench: Bench, trials: Sequence[Trial], deadline: float, say: Say) -> None:
+    """Build and verify, two at a time: the longest build next to the short ones."""
+    order = sorted(trials, key=lambda trial: (trial.backend.name != "inductor", trial.candidate.rank))
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        waiting = {pool.submit(trial.prepare, deadline): trial for trial in order}
+        try:
+            while waiting:
+                names = [trial.candidate.id for trial in list(waiting.values())[:_AT_ONCE]]
+                say(f"building and verifying {' and '.join(names)}")
+                done, _ = wait(waiting, timeout=0.25, return_when=FIRST_COMPLETED)
+                for future in done:
+                    waiting.pop(future)
+                    future.result()  # prepare() keeps failures to the record; a bug of ours is loud
+        except BaseException as error:
+            bench.cancelled = True
+            for trial in waiting.values():
+                trial.kill()
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+
+
+def _race(trials: Sequence[Trial], deadline: float, say: Say) -> list[Outcome]:
+    by_id = {trial.candidate.id: trial for trial in trials}
+    lanes = {
+        trial.candidate.id: Lane(trial.candidate.id, trial.turn)
+        for trial in trials
+        if trial.record.outcome == "ok"
+    }
+    baseline = next((name for name in lanes if by_id[name].backend.name == "eager"), None)
+    finalists: list[Lane] = []
+    try:
+        finalists = race(list(lanes.values()), deadline, keep=[baseline] if baseline else [], tick=say)
+    except KeyboardInterrupt:
+        for trial in trials:
+            trial.bench.cancelled = True
+    in_final = {lane.id for lane in finalists}
+    for name, lane in lanes.items():
+        trial = by_id[name]
+        if lane.failure:
+            trial.fail(lane.failure)
+        elif lane.blocks:
+            timing = summarize(lane.blocks)
+            items = _items(trial.bench.model)
+            trial.record = replace(trial.record, timing=timing, throughput=items / timing.median)
+    return [
+        Outcome(
+            Entry(
+                trial.record,
+                trial.candidate.rank,
+                tuple(lanes[name].rounds) if name in in_final else (),
+            ),
+            trial.candidate,
+            trial.part,
+            str(trial.folder or ""),
+        )
+        for name, trial in by_id.items()
+    ]
+
+
+def _items(model: Model) -> int:
+    """How many items a call handles: the size of the first axis at its opt, 1 for scalars."""
+    shape = model.example[0].shape if model.example else ()
+    return max(1, shape[0]) if shape else 1
+
+
+def _recall(bench: Bench, candidates: Sequence[Candidate], budget: float) -> list[Outcome] | None:
+    """What the cache knows, if it knows every candidate from one and the same race."""
+    if bench.cache is None:
+        return None
+    found: list[Outcome] = []
+    sessions = set()
+    for candidate in candidates:
+        row = bench.cache.get(bench.part_key(candidate))
+        if row is None:
+            return None
+        record = replace(msgspec.convert(row["record"], Record), from_cache=True)
+        if record.outcome in ("skipped", "timed out") and budget > row["budget"]:
+            return None
+        folder = bench.cache.part(bench.part_key(candidate))
+        if record.outcome == "ok" and record.packaged and folder is None:
+            return None
+        sessions.add(row["session"])
+        part = read_part(folder) if folder else None
+        entry = Entry(record, candidate.rank, tuple(row["rounds"]))
+        found.append(Outcome(entry, candidate, part, str(folder or "")))
+    return found if len(sessions) == 1 else None
+
+
+def _remember(bench: Bench, outcomes: Sequence[Outcome], budget: float) -> None:
+    if bench.cache is None:
+        return
+    session = uuid.uuid4().hex
+    for outcome in outcomes:
+        if outcome.candidate is None:
+            continue
+        value: dict[str, Any] = {
+            "session": session,
+            "budget": budget,
+            "record": outcome.entry.record,
+            "rounds": outcome.entry.rounds,
+        }
+        bench.cache.put(bench.part_key(outcome.candidate), value)
+
+
+def forget(bench: Bench, candidates: Sequence[Candidate]) -> None:
+    """Drop what the cache knows of these candidates: a cached part failed its check."""
+    if bench.cache:
+        for candidate in candidates:
+            bench.cache.drop(bench.part_key(candidate))
+
+
+def nothing_left(records: Sequence[Record]) -> errors.RedlineError:
+    """The error when no candidate survived and there is no module to fall back to."""
+    rows = "; ".join(f"{record.id}: {record.outcome} ({record.reason})" for record in records)
+    return errors.BackendError(
+        f"no candidate could run this model: {rows}",
+        hint="see `redline doctor` for backends that can be installed, or give a larger budget",
+    )

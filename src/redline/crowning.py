@@ -1,0 +1,171 @@
+"""The crowning: choose, open the choice in this process, check it once more, pack it for a file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from redline import backends
+from redline.contest import Outcome
+from redline.drop_in import Package
+from redline.engine.manifest import Check, Part
+from redline.engine.store import FolderStore
+from redline.errors import RedlineError, SelfTestError
+from redline.measure import accuracy
+from redline.measure.record import Record
+from redline.runtime.runner import open_part
+from redline.runtime.session import Session
+from redline.search.choose import choose, compare_rounds, explain_losses
+from redline.search.goal import Goal
+from redline.trial import Bench
+
+Evaluate = Callable[[Callable[..., Any]], float]
+
+Crowned = tuple[Outcome, Session, list[Record], Package | None]
+
+
+def crown(
+    bench: Bench,
+    outcomes: Sequence[Outcome],
+    goal: Goal,
+    evaluate: Evaluate | None,
+) -> Crowned | None:
+    """Choose, open the choice here, and check it once more; what fails is struck off."""
+    field = list(outcomes)
+    wanted = evaluate(bench.model.module) if evaluate and bench.model.module else None
+    while best := choose([outcome.entry for outcome in field], goal):
+        place = next(i for i, outcome in enumerate(field) if outcome.entry is best)
+        try:
+            package = _pack(bench, field[place], field)
+            session = _open_here(bench, field[place], package)
+            _confirm(bench, session, best.record)
+            record = _judge(best.record, session, evaluate, wanted, goal)
+        except RedlineError as error:
+            failed = replace(best.record, outcome="wrong result", reason=error.what, hint=error.hint)
+            field[place] = replace(field[place], entry=replace(best, record=failed))
+            continue
+        field[place] = replace(field[place], entry=replace(best, record=record))
+        return field[place], session, _finish_records(field, field[place], goal), package
+    return None
+
+
+def _pack(bench: Bench, winner: Outcome, outcomes: Sequence[Outcome]) -> Package | None:
+    """The winner's part, the fastest packable one if it has none, and the portable one."""
+    ranked = [winner, *sorted(outcomes, key=lambda outcome: _median(outcome.entry.record))]
+    packable = [one for one in ranked if one.part and one.entry.record.outcome == "ok"]
+    keep = tempfile.TemporaryDirectory(prefix="redline-engine-")
+    root = Path(keep.name)
+    parts = []
+    if packable:
+        first = packable[0]
+        _copy_tree(Path(first.folder), root / "0")
+        parts.append((first.part, root / "0"))
+    if bench.graph:
+        _link_or_copy(bench.graph, root / "graph.onnx")
+        portable = _portable()
+        if not parts or parts[0][0].backend != portable.backend:
+            (root / "1").mkdir()
+            parts.append((portable, root / "1"))
+    if not parts:
+        return None
+    fp32 = accuracy.tolerance(bench.yardstick, "fp32")
+    latency = winner.entry.record.timing.median if winner.entry.record.timing else 0.0
+    specs = bench.model.signature.outputs
+    return Package(
+        name=bench.model.name,
+        parts=parts,
+        graph=root / "graph.onnx" if bench.graph else None,
+        graph_hash=bench.model.graph_hash,
+        inputs=bench.cases[0].inputs,
+        outputs=[
+            y.astype(spec.dtype) for y, spec in zip(bench.reference.expected[0], specs, strict=True)
+        ],
+        check=Check(max(fp32, winner.entry.record.tolerance or 0.0), latency),
+        keep=keep,
+    )
+
+
+def _open_here(bench: Bench, winner: Outcome, package: Package | None) -> Session:
+    """Open the winner in this process."""
+    signature = bench.model.signature
+    if winner.part is None or package is None:
+        assert winner.candidate is not None
+        runner = backends.get(winner.candidate.backend).open_module(
+            bench.model.module, winner.candidate, signature
+        )
+    else:
+        part, folder = package.parts[0]
+        runner = open_part(part, FolderStore(folder, graph=package.graph), signature)
+    return Session(runner, signature)
+
+
+def _confirm(bench: Bench, session: Session, record: Record) -> None:
+    """What was right in the child must be right here, above all if it came from the cache."""
+    outputs = session.run(list(bench.cases[0].inputs))
+    got = accuracy.error(outputs, bench.reference.expected[0])
+    allowed = record.tolerance if record.tolerance is not None else float("inf")
+    if not got <= allowed:
+        raise SelfTestError(f"error {got:.2g} in this process, allowed is {allowed:.2g}")
+
+
+def _judge(
+    record: Record,
+    session: Session,
+    evaluate: Evaluate | None,
+    wanted: float | None,
+    goal: Goal,
+) -> Record:
+    """Run the user's own metric on the winner."""
+    if evaluate is None:
+        return record
+    score = float(evaluate(session))
+    if wanted is not None and goal.max_drop is not None and wanted - score > goal.max_drop:
+        raise SelfTestError(
+            f"accuracy {score:.4f} against {wanted:.4f} of the model, more than max_drop {goal.max_drop}"
+        )
+    return replace(record, accuracy=score)
+
+
+def _finish_records(outcomes: Sequence[Outcome], winner: Outcome, goal: Goal) -> list[Record]:
+    """Mark the winner, and say of everyone else why not."""
+    entries = [outcome.entry for outcome in outcomes]
+    reasons = explain_losses(entries, winner.entry, goal)
+    finished = []
+    for entry in entries:
+        record = entry.record
+        finished.append(
+            replace(
+                record,
+                winner=entry is winner.entry,
+                reason=record.reason or reasons.get(record.id, ""),
+                ratio=compare_rounds(entry, winner.entry),
+            )
+        )
+    return finished
+
+
+def _portable() -> Part:
+    """The part that runs wherever ONNX Runtime does, with as many threads as there are cores."""
+    needs = {"onnxruntime": version("onnxruntime")}
+    return Part("onnxruntime", {"level": "all"}, uses_graph=True, needs=needs)
+
+
+def _median(record: Record) -> float:
+    return record.timing.median if record.timing else float("inf")
+
+
+def _copy_tree(source: Path, home: Path) -> None:
+    shutil.copytree(source, home, copy_function=_link_or_copy)
+
+
+def _link_or_copy(source: str | Path, home: str | Path) -> None:
+    try:
+        os.link(source, home)
+    except OSError:
+        shutil.copyfile(source, home)
