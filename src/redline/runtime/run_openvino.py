@@ -1,0 +1,96 @@
+"""Runs a part with OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import openvino
+
+from redline.engine.manifest import Part
+from redline.engine.store import Store
+from redline.errors import RunError
+from redline.runtime.settings import closed, failed, input_order, threads
+from redline.signature import Signature
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class OpenVinoRunner:
+    """A compiled model and the infer requests that its callers share, one for each at a time."""
+
+    def __init__(self, part: Part, compiled: openvino.CompiledModel, signature: Signature) -> None:
+        self._part = part
+        self._compiled = compiled
+        names = [port.any_name for port in compiled.inputs]
+        order = input_order(part, names, signature)
+        self._places = [names.index(name) for name in order]
+        self._outputs = range(len(compiled.outputs))
+        self._idle: SimpleQueue[openvino.InferRequest] = SimpleQueue()
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        try:
+            with self._request() as request:
+                for place, array in zip(self._places, inputs, strict=True):
+                    _fill(request.get_input_tensor(place), array)
+                request.infer(share_outputs=True)
+                return [request.get_output_tensor(index).data.copy() for index in self._outputs]
+        except Exception as error:
+            raise (
+                closed(self._part) if self._compiled is None else failed(self._part, error)
+            ) from error
+
+    @contextmanager
+    def _request(self) -> Iterator[Any]:
+        try:
+            request = self._idle.get_nowait()
+        except Empty:
+            request = self._compiled.create_infer_request()
+        try:
+            yield request
+        finally:
+            self._idle.put(request)
+
+    def close(self) -> None:
+        self._compiled = None
+        self._idle = SimpleQueue()
+
+
+def _fill(tensor: openvino.Tensor, array: np.ndarray) -> None:
+    """Copy into the request's own memory, which lives as long as it and is never read-only."""
+    if tensor.get_shape() != array.shape:
+        tensor.shape = array.shape
+    tensor.data[...] = array
+
+
+def open_part(part: Part, store: Store, signature: Signature) -> OpenVinoRunner:
+    """Open "graph.onnx", or the part's own "model.xml" with "model.bin".
+
+    Setting: threads (int), hint ("LATENCY", "THROUGHPUT"), streams (int).
+
+    Raises:
+        RunError: OpenVINO cannot read or compile the graph.
+    """
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": str(part.setting.get("hint", "LATENCY")),
+        "INFERENCE_NUM_THREADS": threads(part),
+    }
+    if "streams" in part.setting:
+        settings["NUM_STREAMS"] = str(part.setting["streams"])
+    if part.precision == "fp32":  # a CPU with bf16 would otherwise use it unasked
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
+    try:
+        core = openvino.Core()
+        if part.uses_graph:
+            model = core.read_model(bytes(store.read("graph.onnx")))
+        else:
+            weights = np.frombuffer(store.read("model.bin"), np.uint8)
+            model = core.read_model(bytes(store.read("model.xml")), openvino.Tensor(weights))
+        compiled = core.compile_model(model, "CPU", settings)
+    except Exception as error:
+        raise RunError(f"openvino cannot open the graph: {str(error)[:500]}") from error
+    return OpenVinoRunner(part, compiled, signature)
