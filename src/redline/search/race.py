@@ -57,7 +57,7 @@ def race(
     running = _round(running)
     cut = _TRIM * min((lane.median for lane in running), default=0.0)
     running = [lane for lane in running if lane.median <= cut or lane.id in keep]
-    while len(running) > FINALISTS and time.monotonic() < deadline:
+    while len(_leavable(running, keep)) > FINALISTS and time.monotonic() < deadline:
         tick(f"{len(running)} still in the race")
         running = _round(running)
         running = _better_half(running, keep)
@@ -97,12 +97,14 @@ def _round(lanes: list[Lane]) -> list[Lane]:
     return alive
 
 
+def _leavable(lanes: list[Lane], keep: Collection[str]) -> list[Lane]:
+    return [lane for lane in lanes if lane.id not in keep]
+
+
 def _better_half(lanes: list[Lane], keep: Collection[str]) -> list[Lane]:
-    ranked = sorted(lanes, key=lambda lane: lane.median)
-    half = max(FINALISTS, len(ranked) // 2)
-    return [lane for place, lane in enumerate(ranked) if place < half or lane.id in keep][
-        : half + len(keep)
-    ]
+    ranked = sorted(_leavable(lanes, keep), key=lambda lane: lane.median)
+    stay = {lane.id for lane in ranked[: max(FINALISTS, len(ranked) // 2)]}
+    return [lane for lane in lanes if lane.id in stay or lane.id in keep]
 
 
 def _sure(lanes: list[Lane]) -> bool:
