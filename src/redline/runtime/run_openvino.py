@@ -88,7 +88,7 @@ def open_part(part: Part, store: Store, signature: Signature) -> OpenVinoRunner:
         if part.uses_graph:
             model = core.read_model(bytes(store.read("graph.onnx")))
         else:
-            weights = np.frombuffer(store.read("model.bin"), np.uint8)
+            weights = np.frombuffer(store.read("model.bin"), np.uint8).copy()  # must be writeable
             model = core.read_model(bytes(store.read("model.xml")), openvino.Tensor(weights))
         compiled = core.compile_model(model, "CPU", settings)
     except Exception as error:
