@@ -1,0 +1,184 @@
+"""The report a user holds: prints itself on a terminal, in a notebook, as HTML and as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import html
+import math
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from redline.errors import InputError, SaveError, SchemaError
+from redline.measure.record import Record, Study
+from redline.report import figures
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+SCHEMA = 1
+_FLOATS = ("error", "tolerance", "accuracy", "yardstick")  # these alone can be infinite or NaN
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything one optimize() learned, to be read.
+
+    Example:
+        >>> report = redline.optimize(model, example).report
+        >>> print(report)
+        >>> report.write_html("report.html")
+    """
+
+    study: Study
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """One record for every candidate and for every backend that could not take part."""
+        return self.study.records
+
+    @property
+    def winner(self) -> Record | None:
+        """The candidate that was chosen, or None when none could run."""
+        return figures.winner(self.study)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        return f"Report({self.study.model!r}: {figures.headline(self.study)})"
+
+    def __rich__(self) -> RenderableType:
+        from redline.report.terminal import Page
+
+        return Page(self.study)
+
+    def _repr_html_(self) -> str:
+        """A frame, so that neither the notebook's style nor the report's leaks into the other."""
+        source = html.escape(self.html())
+        return (
+            f'<iframe srcdoc="{source}" sandbox="allow-scripts" title="Redline report" '
+            'style="width:100%;height:80vh;border:1px solid #8888;border-radius:6px"></iframe>'
+        )
+
+    def text(self, width: int | None = None) -> str:
+        """The terminal page without colour, for a width in columns (None: this terminal's)."""
+        from redline.report.terminal import Page, text
+
+        return text(Page(self.study), width or _columns())
+
+    def explain(self, width: int | None = None) -> str:
+        """Why the winner won, its distance to the machine's limit, and the chain to machine code."""
+        from redline.report.terminal import Explanation, text
+
+        return text(Explanation(self.study), width or _columns())
+
+    def html(self) -> str:
+        """The whole report as one HTML document that asks the network for nothing."""
+        from redline.report.html import render
+
+        return render(self.study)
+
+    def json(self) -> str:
+        """The study as JSON. Infinities and NaN, which JSON lacks, become "inf", "-inf" and "nan".
+
+        Example:
+            >>> Report.from_json(report.json()) == report
+            True
+        """
+        data = {"schema": SCHEMA, **_words(msgspec.to_builtins(self.study))}
+        return msgspec.json.encode(data).decode()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Report:
+        """The report that json() wrote.
+
+        Raises:
+            InputError: not JSON, or not a report.
+            SchemaError: written by a newer Redline.
+        """
+        try:
+            data = msgspec.json.decode(text)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"not a report: {error}", hint="give what Report.json() wrote") from None
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise SchemaError(
+                f"the report has schema {schema}, this Redline reads up to {SCHEMA}",
+                hint="pip install --upgrade redline",
+            )
+        try:
+            return cls(msgspec.convert(_numbers(data), Study))
+        except msgspec.ValidationError as error:
+            raise InputError(f"not a report: {error}", hint="give what Report.json() wrote") from None
+
+    def write_html(self, path: str | Path) -> Path:
+        """Write html() to a file, all of it or nothing; returns the path.
+
+        Raises:
+            SaveError: the file cannot be written; what was there is untouched.
+        """
+        return _write(Path(path), self.html())
+
+    def write_json(self, path: str | Path) -> Path:
+        """Write json() to a file, all of it or nothing; returns the path.
+
+        Raises:
+            SaveError: the file cannot be written; what was there is untouched.
+        """
+        return _write(Path(path), self.json())
+
+
+def _columns() -> int:
+    return max(60, min(200, shutil.get_terminal_size((100, 24)).columns))
+
+
+def _write(path: Path, text: str) -> Path:
+    path = Path(os.path.realpath(path))  # a link stays a link
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SaveError(
+            f"the report cannot be written: {error.strerror or error}",
+            where=str(path),
+            hint="give a file in a folder that exists, that you may write to, with free space",
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return path
+
+
+def _words(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _words(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_words(value) for value in data]
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def _numbers(data: Any) -> Any:
+    """The reverse of _words, where a number is meant; a model may still be called "nan"."""
+    if not isinstance(data, dict):
+        return data
+    found = {
+        key: float(value) if key in _FLOATS and value in ("inf", "-inf", "nan") else value
+        for key, value in data.items()
+    }
+    records = found.get("records")
+    if isinstance(records, list):
+        found["records"] = [_numbers(record) for record in records]
+    return found
