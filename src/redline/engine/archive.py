@@ -134,7 +134,7 @@ def _find_directory(data: mmap.mmap) -> tuple[int, int]:
     _, disk, first_disk, here, count, length, begin, comment = _END.unpack(data[end:size])
     if disk or first_disk or comment or here != count:
         raise TamperedError("the end record is not as Redline writes it")
-    if _UNSET in (length, begin) or count == 0xFFFF:
+    if data[end - _LOCATOR64.size : end - _LOCATOR64.size + 4] == b"PK\x06\x07":
         end, count, length, begin = _read_end64(data, end)
     if count > MAX_MEMBERS or length > MAX_DIRECTORY:
         raise UnsafeError(
@@ -152,9 +152,9 @@ def _read_end64(data: mmap.mmap, end: int) -> tuple[int, int, int, int]:
     place = locator - _END64.size
     if place < 0:
         raise TruncatedError("the end record is cut off")
-    mark, _, where, _ = _LOCATOR64.unpack(data[locator:end])
+    where = _LOCATOR64.unpack(data[locator:end])[2]
     record = _END64.unpack(data[place:locator])
-    if mark != b"PK\x06\x07" or record[0] != b"PK\x06\x06" or where != place:
+    if record[0] != b"PK\x06\x06" or where != place:
         raise TamperedError("the 64-bit end record is not as Redline writes it")
     return place, record[7], record[8], record[9]
 

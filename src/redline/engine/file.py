@@ -71,6 +71,7 @@ def save(
     for index, (part, folder) in enumerate(parts):
         sources |= {f"parts/{index}/{file}": folder / file for file in part.files}
     if check is not None:
+        _check_counts(signature, inputs, outputs, path)
         sources["check.npz"] = pack_arrays(inputs, outputs)
     manifest = Manifest(
         schema=SCHEMA,
@@ -87,6 +88,18 @@ def save(
         provenance=provenance or {},
     )
     _write(Path(path), sources, manifest, signed=sign)
+
+
+def _check_counts(
+    signature: Signature, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray], path: object
+) -> None:
+    expected = (len(signature.inputs), len(signature.outputs))
+    if (len(inputs), len(outputs)) != expected:
+        raise SaveError(
+            f"the self-test has {len(inputs)} inputs and {len(outputs)} outputs, "
+            f"the signature {expected[0]} inputs and {expected[1]} outputs",
+            where=str(path),
+        )
 
 
 def _write(
