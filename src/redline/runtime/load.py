@@ -27,6 +27,9 @@ from redline.runtime.session import Session
 _log = logging.getLogger("redline")
 # What is wrong with one part only; anything else is wrong with the file.
 _NEXT = (BackendError, UntrustedError, WrongMachineError, SelfTestError, UnknownNameError)
+# Backends whose parts are data to an interpreter. Every other part is taken for code, whatever its
+# manifest says: who forges a file would leave the mark out.
+DATA_ONLY = frozenset({"onnxruntime", "openvino", "ncnn"})
 PORTABLE = Part("onnxruntime", uses_graph=True, needs={"onnxruntime": ""})
 
 
@@ -125,7 +128,8 @@ def _open_checked(
     file: EngineFile, part: Part, store: Store, trust: bool, self_test: bool
 ) -> Runner:
     _check_backend(part)
-    if part.code and not trust and not file.trusted:
+    code = part.code or part.backend not in DATA_ONLY
+    if code and not trust and not file.trusted:
         raise _untrusted(file, part)
     _check_machine(part)
     runner = open_part(part, store, file.manifest.signature)
