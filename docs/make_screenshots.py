@@ -2,7 +2,7 @@
 
     python docs/make_screenshots.py report.json docs/images --prefix report
 
-`report.json` is what `Report.write_json()` or a command's `--json` wrote; a finished report.html does too.
+`report.json` is what `Report.write_json()` wrote; a finished report.html does too.
 Needs selenium, and Debian's chromium and chromium-driver.
 """
 
@@ -83,7 +83,9 @@ def take(driver: webdriver.Chrome, page: Path, shot: Shot, target: Path) -> None
 
 def _resize(driver: webdriver.Chrome, shot: Shot, height: int) -> None:
     size = {"width": shot.width, "height": height, "deviceScaleFactor": shot.scale}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size | {"mobile": shot.width < 600})
+    driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", size | {"mobile": shot.width < 600}
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

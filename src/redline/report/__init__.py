@@ -1,1 +1,1 @@
-"""Records in, pages out: the terminal table and the self-contained HTML file. Nothing is measured here."""
+"""Records in, pages out: the terminal table and the self-contained HTML file."""

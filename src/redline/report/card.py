@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from redline.report import units
 
-
 _WIDEST = (("avx512f", "AVX-512"), ("avx2", "AVX2"), ("avx", "AVX"), ("asimd", "NEON"))
 
 

@@ -1,8 +1,9 @@
 """Where each compiler sits between a model and machine code, in a sentence for each stage.
 
 What is said here is what the compilers' own documentation and sources say: PyTorch 2.13
-(torch.compiler, AOTInductor), ONNX Runtime 1.32 (graph optimizations, execution providers), OpenVINO
-2026 (CPU device), ncnn and pnnx 2026-10, TensorRT 11 (builder, strongly typed networks, timing cache).
+(torch.compiler, AOTInductor), ONNX Runtime 1.32 (graph optimizations, execution providers),
+OpenVINO 2026 (CPU device), ncnn and pnnx 2026-10, TensorRT 11 (builder, strongly typed networks,
+timing cache).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from redline.measure.record import Record, Study
+from redline.report import figures
 
 STAGES = ("capture", "graph", "optimiser", "code", "runtime")
 
@@ -45,11 +47,10 @@ class Link:
     @property
     def stages(self) -> tuple[tuple[str, str], ...]:
         """(stage, what happens there), in order; the optimiser with this model's real counts."""
-        told = [(stage, getattr(self.compiler, stage)) for stage in STAGES]
-        return tuple(
-            (stage, f"{text} Here: {self.counts}." if stage == "optimiser" and self.counts else text)
-            for stage, text in told
-        )
+        told = {stage: getattr(self.compiler, stage) for stage in STAGES}
+        if self.counts:
+            told["optimiser"] += f" Here: {self.counts}."
+        return tuple(told.items())
 
 
 COMPILERS = (
@@ -91,7 +92,7 @@ COMPILERS = (
         graph="ov::Model, in OpenVINO's own operator set.",
         optimiser="Common transformations, then the CPU plugin fuses what follows a convolution or "
         "matrix product into it and chooses blocked layouts.",
-        code="oneDNN and Snippets write machine code for the exact shapes when the model is compiled.",
+        code="oneDNN and Snippets write machine code for the shapes and the CPU at hand.",
         runtime="Inference requests on streams, each with its share of TBB threads.",
     ),
     Compiler(
@@ -108,11 +109,11 @@ COMPILERS = (
         name="TensorRT 11",
         backends=("tensorrt", "torch_tensorrt"),
         capture="Its parser reads ONNX (Torch-TensorRT: an exported program).",
-        graph="A strongly typed network: the types are those in the graph, so lower precision comes "
-        "as casts or Q/DQ nodes, not as a builder flag.",
+        graph="A strongly typed network: the types are those in the graph, so lower precision "
+        "comes as casts or Q/DQ nodes, not as a builder flag.",
         optimiser="Fuses layers and regions, removes what is not used, chooses tensor formats.",
-        code="For each layer it times the candidate kernels (tactics) on the GPU at hand, and keeps "
-        "the fastest; a timing cache saves the next build.",
+        code="For each layer it times the candidate kernels (tactics) on the GPU at hand, and "
+        "keeps the fastest; a timing cache saves the next build.",
         runtime="A plan file with weights and chosen kernels, by default only for that TensorRT "
         "version and GPU; an execution context queues it on a CUDA stream.",
         note="needs an NVIDIA GPU",
@@ -121,7 +122,7 @@ COMPILERS = (
         name="Redline native",
         backends=("native",),
         capture="The ONNX graph that Redline's capture hands to every backend.",
-        graph="onnx_ir, grouped into an anchor (convolution, matrix product, ...) and what follows it.",
+        graph="onnx_ir, grouped into an anchor (convolution, matrix product) and what follows.",
         optimiser="Planned: fusion into the anchor, blocked layouts, one static memory plan.",
         code="Planned: C++ with literal shapes, tuned by measuring, compiled to a shared object.",
         runtime="Planned: one parallel region a call and no allocation.",
@@ -140,14 +141,12 @@ def _link(compiler: Compiler, study: Study) -> Link:
     mine = [record for record in study.records if record.backend in compiler.backends]
     won = next((record for record in mine if record.winner), None)
     ran = [record for record in mine if record.outcome == "ok" and record.timing]
-    best = won or min(ran, key=lambda record: record.timing.median if record.timing else 0, default=None)
-    counts = _counts(study, best) if best else ""
+    known = next((record for record in figures.optimised(study) if record in mine), None)
+    counts = _counts(study, won or known)
     return Link(compiler, _state(compiler, won, ran, mine), counts, won is not None)
 
 
-def _state(
-    compiler: Compiler, won: Record | None, ran: list[Record], mine: list[Record]
-) -> str:
+def _state(compiler: Compiler, won: Record | None, ran: list[Record], mine: list[Record]) -> str:
     if won:
         return "the winner"
     if ran:
@@ -157,8 +156,8 @@ def _state(
     return compiler.note or "not tried"
 
 
-def _counts(study: Study, record: Record) -> str:
-    after = sum(record.operators.values())
+def _counts(study: Study, record: Record | None) -> str:
+    after = sum(record.operators.values()) if record else 0
     if not after:
         return ""
     before = sum(study.operators.values())

@@ -1,4 +1,4 @@
-"""What follows from a study by arithmetic alone: places, speed-ups, the roofline, operators changed."""
+"""What follows from a study by arithmetic alone: places, speed-ups, roofline, operators."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ class Row:
 
     Attributes:
         over_eager: eager's latency over this one; above 1 is faster than eager.
-        over_other: the latency of the fastest candidate of another backend over this one.
+        other: the fastest candidate of another backend.
+        over_other: its latency over this one.
         why: for the winner what it won by, for the rest the reason; one sentence.
     """
 
     record: Record
     over_eager: float | None
+    other: Record | None
     over_other: float | None
     why: str
 
@@ -79,7 +81,7 @@ def winner(study: Study) -> Record | None:
 
 
 def eager(study: Study) -> Record | None:
-    """Plain eager, the baseline of the speed-ups: the one without settings if several were timed."""
+    """Plain eager, the baseline of the speed-ups: the one with the fewest settings."""
     timed = [record for record in study.records if record.backend == "eager" and _raced(record)]
     return min(timed, key=lambda record: len(record.setting), default=None)
 
@@ -89,7 +91,8 @@ def rows(study: Study) -> tuple[list[Row], list[Row]]:
     timed = sorted(filter(_raced, study.records), key=_latency)
     rest = [record for record in study.records if not _raced(record)]
     rest.sort(key=lambda record: record.outcome in ("missing", "refused", "skipped"))
-    return [_row(record, study, timed) for record in timed], [_row(record, study, []) for record in rest]
+    placed = [_row(record, study, timed) for record in timed]
+    return placed, [_row(record, study, []) for record in rest]
 
 
 def speedup(slower: Record, faster: Record) -> float | None:
@@ -110,7 +113,7 @@ def speedup(slower: Record, faster: Record) -> float | None:
 
 
 def roofline(study: Study, card: Card) -> Roofline | None:
-    """The machine's limit for this graph; None where the graph's work or the machine is not known."""
+    """The machine's limit for this graph; None where the work or the machine is not known."""
     if not (study.flops and study.bytes and card.peak and card.bandwidth):
         return None
     compute, memory = study.flops / card.peak, study.bytes / card.bandwidth
@@ -165,7 +168,8 @@ def headline(study: Study) -> str:
     """
     best = winner(study)
     if best is None:
-        return "No winner was chosen." if any(map(_raced, study.records)) else "No candidate could run this model."
+        raced = any(map(_raced, study.records))
+        return "No winner was chosen." if raced else "No candidate could run this model."
     if best.timing is None:
         return f"{best.id} was chosen; it was not timed."
     text = f"{best.id}: {units.seconds(best.timing.median)} a call"
@@ -213,8 +217,8 @@ def operator_line(study: Study, record: Record) -> str:
 def provenance(study: Study) -> str:
     """How long it took and whether the numbers are fresh."""
     cached = sum(record.from_cache for record in study.records)
-    took = f"{units.seconds(study.seconds)} of {units.seconds(study.budget)}" if study.budget else ""
-    took = took or (units.seconds(study.seconds) if study.seconds else "")
+    took = units.seconds(study.seconds) if study.seconds else ""
+    took += f" of {units.seconds(study.budget)}" if took and study.budget else ""
     if not cached:
         return took
     whole = cached == sum(record.outcome not in ("missing", "refused") for record in study.records)
@@ -225,21 +229,23 @@ def provenance(study: Study) -> str:
 def _row(record: Record, study: Study, timed: Sequence[Record]) -> Row:
     base = eager(study)
     each = study.origin == "comparison"  # there every row stands for itself
-    others = [one for one in timed if one.backend != record.backend or (each and one is not record)]
+    others = (one for one in timed if one.backend != record.backend or (each and one is not record))
+    other = next(others, None)
     return Row(
         record=record,
         over_eager=speedup(base, record) if base and _raced(record) else None,
-        over_other=speedup(others[0], record) if others else None,
-        why=_why(record, others),
+        other=other,
+        over_other=speedup(other, record) if other else None,
+        why=_why(record, other),
     )
 
 
-def _why(record: Record, others: Sequence[Record]) -> str:
-    if not record.winner:
-        return record.reason or ("" if record.outcome == "ok" else record.outcome)
+def _why(record: Record, other: Record | None) -> str:
     if record.reason:
         return record.reason
-    return f"the best of another backend is {others[0].id}" if others else "nothing else was timed"
+    if record.winner:
+        return f"the best of another backend is {other.id}" if other else "nothing else was timed"
+    return "" if record.outcome == "ok" else record.outcome
 
 
 def _remark(
@@ -252,7 +258,10 @@ def _remark(
                 f"Above 100 %: all {units.size(study.bytes)} stay in the last cache "
                 f"({units.size(card.last_cache)}), which is faster than the memory measured here."
             )
-        return "Above 100 %: the kernels do less work than the graph counts (Winograd), or ran at a higher clock."
+        return (
+            "Above 100 %: the kernels do less work than the graph counts (Winograd), "
+            "or ran at a higher clock."
+        )
     if latency is not None and latency < _SHORT_CALL and share is not None and share < 0.3:
         return "A call this short is mostly overhead (calling in, waking threads), not arithmetic."
     return ""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SCHEMA = 1
+_HINT = "give what Report.json() wrote"
 _FLOATS = ("error", "tolerance", "accuracy", "yardstick")  # these alone can be infinite or NaN
 
 
@@ -74,7 +75,7 @@ class Report:
         return text(Page(self.study), width or _columns())
 
     def explain(self, width: int | None = None) -> str:
-        """Why the winner won, its distance to the machine's limit, and the chain to machine code."""
+        """Why the winner won, how near the machine's limit it is, and the chain to machine code."""
         from redline.report.terminal import Explanation, text
 
         return text(Explanation(self.study), width or _columns())
@@ -106,7 +107,7 @@ class Report:
         try:
             data = msgspec.json.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise InputError(f"not a report: {error}", hint="give what Report.json() wrote") from None
+            raise InputError(f"not a report: {error}", hint=_HINT) from None
         schema = data.get("schema") if isinstance(data, dict) else None
         if isinstance(schema, int) and schema > SCHEMA:
             raise SchemaError(
@@ -116,7 +117,7 @@ class Report:
         try:
             return cls(msgspec.convert(_numbers(data), Study))
         except msgspec.ValidationError as error:
-            raise InputError(f"not a report: {error}", hint="give what Report.json() wrote") from None
+            raise InputError(f"not a report: {error}", hint=_HINT) from None
 
     def write_html(self, path: str | Path) -> Path:
         """Write html() to a file, all of it or nothing; returns the path.

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -15,37 +14,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from redline.measure.record import Record, Study
+from redline.measure.record import Study
 from redline.report import card, chain, figures, units
+from redline.report.columns import Column, Detail, detail, telling
 from redline.report.figures import Row
 
 _NARROWEST = 40
 _NAME = "candidate"
 _GAP = 3  # between two columns
-
-
-@dataclass(frozen=True)
-class _Column:
-    """A column of the table; the lower its priority number, the longer it stays."""
-
-    title: str
-    priority: int
-    cell: Callable[[Row], str]
-
-
-_COLUMNS = (
-    _Column("latency", 0, lambda row: units.seconds(_median(row.record))),
-    _Column("95 % interval", 3, lambda row: units.interval(row.record.timing)),
-    _Column("× eager", 1, lambda row: _times(row.over_eager)),
-    _Column("× best other", 4, lambda row: _times(row.over_other)),
-    _Column("items", 7, lambda row: units.rate(row.record.throughput)),
-    _Column("build", 6, lambda row: units.seconds(row.record.build_seconds)),
-    _Column("memory", 5, lambda row: units.size(row.record.peak_memory)),
-    _Column("size", 4, lambda row: units.size(row.record.size)),
-    _Column("error", 2, lambda row: units.error(row.record.error)),
-    _Column("allowed", 5, lambda row: allowed(row.record)),
-    _Column("accuracy", 3, lambda row: units.percent(row.record.accuracy)),
-)
 
 
 @dataclass(frozen=True)
@@ -61,7 +37,7 @@ class Page:
         if timed:
             yield Text()
             yield _table(timed, width)
-            yield from _reasons("Why not the others", [row for row in timed if not row.record.winner])
+        yield from _reasons("Why not the others", _losers(timed))
         yield from _reasons("Not in the race", rest, outcome=True)
         yield from _limits(self.study)
         yield from _notes(self.study)
@@ -69,14 +45,14 @@ class Page:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why the winner won, how near it is to the machine's limit, and where in the chain it works."""
+    """Why the winner won, how near the machine's limit it is, and the chain to machine code."""
 
     study: Study
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from _header(self.study)
         timed, rest = figures.rows(self.study)
-        yield from _reasons("Why not the others", [row for row in timed if not row.record.winner])
+        yield from _reasons("Why not the others", _losers(timed))
         yield from _reasons("Not in the race", rest, outcome=True)
         yield from _limits(self.study)
         yield from _chain(self.study)
@@ -86,21 +62,13 @@ class Explanation:
 def text(renderable: RenderableType, width: int) -> str:
     """What rich would print, without colour, at a width in columns."""
     out = io.StringIO()
-    console = Console(file=out, width=max(width, _NARROWEST), color_system=None, legacy_windows=False)
-    console.print(renderable)
+    Console(file=out, width=max(width, _NARROWEST), color_system=None).print(renderable)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
 
 
-def allowed(record: Record) -> str:
-    """The tolerance, with its class where it is not the strict one."""
-    if record.tolerance is None:
-        return units.UNKNOWN
-    loose = "" if record.tolerance_class == "fp32" else f" {record.tolerance_class}"
-    return units.error(record.tolerance) + loose
-
-
 def _header(study: Study) -> Iterator[RenderableType]:
-    yield Text.assemble(("Redline", "bold red"), "  ", (study.model, "bold"), (f"  ({study.origin})", "dim"))
+    origin = (f"  ({study.origin})", "dim")
+    yield Text.assemble(("Redline", "bold red"), "  ", (study.model, "bold"), origin)
     machine = card.read(study.machine)
     lines = [
         ("machine", machine.line),
@@ -130,27 +98,29 @@ def _table(timed: Sequence[Row], width: int) -> Table:
     for column in columns:
         table.add_column(column.title, justify="right", no_wrap=True)
     for row in timed:
-        cells = [Text(column.cell(row)) for column in columns]
+        cells = [Text(column.text(row)) for column in columns]
         star, style = ("★", "bold green") if row.record.winner else ("", "")
         table.add_row(star, Text(row.record.id), *cells, style=style)
     return table
 
 
-def _fitting(timed: Sequence[Row], room: int) -> list[_Column]:
+def _fitting(timed: Sequence[Row], room: int) -> list[Column | Detail]:
     """The columns that say something and fit, the most important first to be let in."""
-    telling = [column for column in _COLUMNS if _tells(column, timed)]
-    kept: list[_Column] = []
-    for column in sorted(telling, key=lambda one: one.priority):
-        needed = _GAP + max(cell_len(column.title), *(cell_len(column.cell(row)) for row in timed))
-        if needed > room:
-            continue
-        room -= needed
-        kept.append(column)
-    return [column for column in _COLUMNS if column in kept]
+    ordered: list[Column | Detail] = []
+    for column in telling(timed):
+        below = detail(column)
+        ordered += [column, below] if below else [column]
+    kept = []
+    for one in sorted(ordered, key=lambda one: one.priority):
+        needed = _GAP + max(cell_len(one.title), *(cell_len(one.text(row)) for row in timed))
+        if needed <= room:
+            room -= needed
+            kept.append(one)
+    return [one for one in ordered if one in kept]
 
 
-def _tells(column: _Column, timed: Sequence[Row]) -> bool:
-    return any(column.cell(row) not in ("", units.UNKNOWN) for row in timed)
+def _losers(timed: Sequence[Row]) -> list[Row]:
+    return [row for row in timed if not row.record.winner]
 
 
 def _reasons(title: str, rows: Sequence[Row], outcome: bool = False) -> Iterator[RenderableType]:
@@ -218,11 +188,3 @@ def _notes(study: Study) -> Iterator[RenderableType]:
 
 def _title(words: str) -> RenderableType:
     return Text.from_markup(f"\n[bold]{escape(words)}[/bold]")
-
-
-def _median(record: Record) -> float | None:
-    return record.timing.median if record.timing else None
-
-
-def _times(value: float | None) -> str:
-    return "" if value is None or not math.isfinite(value) else units.ratio(value)

@@ -1,4 +1,4 @@
-"""Numbers as people read them: three significant digits, a unit, and a dash for what is not known."""
+"""Numbers as people read them: three significant digits, a unit, a dash for the unknown."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def seconds(value: float | None) -> str:
     if value >= 59.95:
         minutes, rest = divmod(round(value), 60)
         return f"{minutes} min {rest} s"
+    value = _rounded(value)
     size, name = _unit(value, _TIME)
     return f"{significant(value / size)} {name}"
 
@@ -152,19 +153,24 @@ def significant(value: float) -> str:
 
 def decimals(value: float) -> int:
     """Decimals that leave three significant digits."""
-    rounded = abs(float(f"{value:.3g}"))
+    rounded = abs(_rounded(value))
     return 0 if rounded >= 100 else 1 if rounded >= 10 else 2 if rounded >= 1 or rounded == 0 else 3
 
 
 def _unit(value: float, units: tuple[tuple[float, str], ...]) -> tuple[float, str]:
     """The largest unit that is not above the value once it is rounded: 999.9 µs is 1.00 ms."""
-    rounded = float(f"{value:.3g}")
+    rounded = _rounded(value)
     return next((unit for unit in reversed(units) if rounded >= unit[0] * (1 - 1e-9)), units[0])
 
 
 def _scaled(value: float | None, name: str) -> str:
     if value is None or not math.isfinite(value):
         return UNKNOWN
+    value = _rounded(value)
     step, prefix = _unit(value, _SCALE)
-    digits = significant(value / step)
-    return f"{digits} {prefix}{name}"
+    return f"{significant(value / step)} {prefix}{name}"
+
+
+def _rounded(value: float) -> float:
+    """To three significant digits; once, so that unit and digits agree on what 999.5 is."""
+    return float(f"{value:.3g}")

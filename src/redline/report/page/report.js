@@ -94,18 +94,22 @@
     make(svg, "text", { x: 0, y: 12 }, yTitle);
   };
 
-  const addPoint = (figure, svg, box, point, cx, cy, text, span) => {
+  const addPoint = (svg, point, cx, cy, span) => {
     const group = make(svg, "g", {
       class: `point k${point.colour}${point.winner ? " winner" : ""}`, tabindex: 0, role: "img",
-      "aria-label": text.replaceAll("\n", ", "), "data-id": point.id,
+      "aria-label": point.tip.replaceAll("\n", ", "), "data-id": point.id,
     });
-    make(group, "circle", { class: "hit", cx, cy, r: 16 });
     if (span) make(group, "line", { class: "error", x1: span[0], x2: span[1], y1: cy, y2: cy });
     make(group, "circle", { class: "ring", cx, cy, r: 10 });
     make(group, "path", { class: "mark", d: data.shapes[point.colour], transform: `translate(${cx} ${cy})` });
+    return { group, point, cx, cy };
+  };
+
+  // One tip for the figure: the pointer shows the nearest point, the keyboard the one in focus.
+  const addTips = (figure, svg, box, marks) => {
     const tip = figure.querySelector(".tip");
-    const show = () => {
-      tip.textContent = text;
+    const show = ({ point, cx, cy }) => {
+      tip.textContent = point.tip;
       tip.hidden = false;
       const left = Math.min(Math.max(cx - tip.offsetWidth / 2, 0), Math.max(0, box.width - tip.offsetWidth));
       const above = cy - tip.offsetHeight - 16;
@@ -113,12 +117,21 @@
       tip.style.top = `${above > -40 ? above : cy + 18}px`;
     };
     const hide = () => { tip.hidden = true; };
-    group.addEventListener("pointerenter", show);
-    group.addEventListener("click", show);
-    group.addEventListener("focus", show);
-    group.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && hide());
-    group.addEventListener("blur", hide);
-    group.addEventListener("keydown", (event) => event.key === "Escape" && hide());
+    const pick = (event) => {
+      const corner = svg.getBoundingClientRect();
+      const far = ({ cx, cy }) => Math.hypot(event.clientX - corner.left - cx, event.clientY - corner.top - cy);
+      const nearest = marks.reduce((one, other) => (far(other) < far(one) ? other : one));
+      if (far(nearest) < 28) show(nearest);
+      else hide();
+    };
+    svg.addEventListener("pointermove", pick);
+    svg.addEventListener("click", pick);
+    svg.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && hide());
+    for (const mark of marks) {
+      mark.group.addEventListener("focus", () => show(mark));
+      mark.group.addEventListener("blur", hide);
+      mark.group.addEventListener("keydown", (event) => event.key === "Escape" && hide());
+    }
   };
 
   // Put a name beside each point where it covers nothing; the winner is placed first.
@@ -146,6 +159,8 @@
   const drawPlot = (figure, key) => {
     const axis = data.axes.find((one) => one.key === key);
     const points = data.points.filter((point) => point[key] !== null);
+    const absent = data.points.length - points.length;
+    figure.querySelector(".left-out").textContent = absent ? `not shown: ${absent} without ${axis.label}` : "";
     const { svg, box } = draw(figure, 380, `Latency against ${axis.label}`);
     const x = scale(points.flatMap((point) => [point.low, point.high]), box.left + 10, box.right - 10, { log: true });
     const y = scale(points.map((point) => point[key]), box.bottom - 8, box.top + 10);
@@ -161,8 +176,8 @@
       return { point, cx, cy: y(point[key]), from: Math.min(cx - reach, x(point.low)), to: Math.max(cx + reach, x(point.high)) };
     });
     addNames(svg, box, places);
-    for (const { point, cx, cy } of places)
-      addPoint(figure, svg, box, point, cx, cy, point.tip, [x(point.low), x(point.high)]);
+    places.sort((a, b) => a.point.winner - b.point.winner); // the winner is drawn over the others
+    addTips(figure, svg, box, places.map(({ point, cx, cy }) => addPoint(svg, point, cx, cy, [x(point.low), x(point.high)])));
   };
 
   const drawRoof = (figure, roof) => {
@@ -189,7 +204,7 @@
       make(svg, "text", { class: "name winner", x: cx + (left ? -16 : 16), y: (y(top) + cy) / 2 + 4, "text-anchor": left ? "end" : "start" }, roof.share);
     }
     const order = [...data.points].sort((a, b) => a.winner - b.winner);
-    for (const point of order) addPoint(figure, svg, box, point, cx, y(roof.flops / point.latency), point.tip);
+    addTips(figure, svg, box, order.map((point) => addPoint(svg, point, cx, y(roof.flops / point.latency))));
   };
 
   const sortTable = (table, index, direction) => {
