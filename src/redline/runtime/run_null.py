@@ -39,7 +39,8 @@ class NullRunner:
         self._store = store
         self._signature = signature
         self._right: Callable[[Arrays], list[np.ndarray]] | None = None
-        behaviour = str(part.setting.get("behaviour", "echo"))
+        default = "right" if part.uses_graph else "echo"
+        behaviour = str(part.setting.get("behaviour", default))
         if behaviour not in BEHAVIOURS:
             raise UnknownNameError("behaviour", behaviour, BEHAVIOURS)
         self._behaviour = BEHAVIOURS[behaviour]

@@ -36,13 +36,23 @@ class OpenVinoRunner:
         try:
             with self._request() as request:
                 for place, array in zip(self._places, inputs, strict=True):
-                    _fill(request.get_input_tensor(place), array)
+                    self._fill(request, place, array)
                 request.infer(share_outputs=True)
                 return [request.get_output_tensor(index).data.copy() for index in self._outputs]
         except Exception as error:
             raise (
                 closed(self._part) if self._compiled is None else failed(self._part, error)
             ) from error
+
+    def _fill(self, request: openvino.InferRequest, place: int, array: np.ndarray) -> None:
+        """Copy into the request's own memory, which lives as long as it and is never read-only."""
+        tensor = request.get_input_tensor(place)
+        if tensor.get_shape() != array.shape:
+            port = self._compiled.inputs[place]
+            if not port.partial_shape.compatible(openvino.PartialShape(list(array.shape))):
+                raise ValueError(f"shape {array.shape} does not fit {port.partial_shape}")
+            tensor.shape = array.shape
+        tensor.data[...] = array
 
     @contextmanager
     def _request(self) -> Iterator[Any]:
@@ -58,13 +68,6 @@ class OpenVinoRunner:
     def close(self) -> None:
         self._compiled = None
         self._idle = SimpleQueue()
-
-
-def _fill(tensor: openvino.Tensor, array: np.ndarray) -> None:
-    """Copy into the request's own memory, which lives as long as it and is never read-only."""
-    if tensor.get_shape() != array.shape:
-        tensor.shape = array.shape
-    tensor.data[...] = array
 
 
 def open_part(part: Part, store: Store, signature: Signature) -> OpenVinoRunner:

@@ -55,7 +55,7 @@ def _error(y: np.ndarray, ref: np.ndarray) -> float:
         return float("inf")
     if not np.all(np.isfinite(y[finite])):
         return float("inf")
-    wide = np.complex128 if np.iscomplexobj(ref) else np.float64
+    wide = np.complex128 if np.iscomplexobj(ref) or np.iscomplexobj(y) else np.float64
     known = ref[finite].astype(wide)
     scale = float(np.sqrt(np.mean(np.abs(known) ** 2))) if known.size else 1.0
     return float(np.max(np.abs(y[finite].astype(wide) - known), initial=0.0)) / (scale or 1.0)
