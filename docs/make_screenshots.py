@@ -48,8 +48,8 @@ class Shot:
 SHOTS = (
     Shot("desktop", 1200),
     Shot("top", 1200, 1.5, height=900),
-    Shot("dark", 1200, dark=True),
-    Shot("phone", 360, 2.0),
+    Shot("dark", 1200, dark=True, height=1500),
+    Shot("phone", 360, 1.5, height=1800),
 )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from report_studies import MACHINE, ok, timing  # type: ignore[import-not-found]
 
+from redline.machine import Machine
 from redline.measure.record import Record, Study
 from redline.report import card, chain, figures
 
@@ -96,7 +97,34 @@ def test_above_the_limit_is_explained(study: Study) -> None:
 
 def test_a_short_call_is_explained(study: Study) -> None:
     tiny = replace(study, flops=2e3, bytes=1e3, records=_faster(study, 0.0005))
-    assert "overhead" in _roof(tiny, MACHINE).remark
+    assert "waking a thread takes 10.3 µs" in _roof(tiny, MACHINE).remark
+
+
+def test_the_card_speaks_for_a_reader() -> None:
+    found = card.read(MACHINE)
+    assert found.line == "AMD EPYC 9B45 · 2 cores · AVX-512 · 412 GFLOP/s · 31.2 GB/s"
+    rows = dict(found.rows)
+    assert rows["usable cores"] == "2 of 8"
+    assert rows["L3 cache"] == "32 MiB"
+    assert rows["memory"] == "25.3 GB"
+    assert rows["memory read, all cores"] == "31.2 GB/s"
+    assert rows["instruction sets"] == "avx, avx2, fma, avx512f, avx512_vnni"
+
+
+def test_the_card_reads_what_the_machine_writes() -> None:
+    names = {field.name for field in fields(Machine)}
+    assert {"cpu", "isa", "cores", "cores_total", "peak_flops", "bandwidth"} <= names
+    assert {key for _, key, _ in card._ROWS} | {key for _, key in card._WORDS} <= names
+
+
+@pytest.mark.parametrize(
+    "machine",
+    [{}, {"isa": "avx2", "cores": "two", "peak_flops": True, "l3": -1, "bandwidth": None}],
+)
+def test_an_odd_card_still_reads(machine: dict[str, object]) -> None:
+    found = card.read(machine)
+    assert found.line == "unknown machine"
+    assert not [row for row in found.rows if row[1]]
 
 
 def test_changes_put_the_largest_first() -> None:

@@ -263,7 +263,8 @@ def _remark(
             "or ran at a higher clock."
         )
     if latency is not None and latency < _SHORT_CALL and share is not None and share < 0.3:
-        return "A call this short is mostly overhead (calling in, waking threads), not arithmetic."
+        wake = f"; waking a thread takes {units.seconds(card.wake)}" if card.wake else ""
+        return f"A call this short is mostly overhead, not arithmetic{wake}."
     return ""
 
 

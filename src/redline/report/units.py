@@ -55,6 +55,19 @@ def size(value: float | None) -> str:
     return f"{value:.0f} B" if value < 1000 else _scaled(value, "B")
 
 
+def binary(value: float | None) -> str:
+    """Bytes in powers of two, as caches are built.
+
+    Example:
+        >>> binary(49152), binary(33_554_432)
+        ('48 KiB', '32 MiB')
+    """
+    if value is None:
+        return UNKNOWN
+    step, name = (2**20, "MiB") if value >= 2**20 else (2**10, "KiB")
+    return f"{value / step:.4g} {name}"
+
+
 def flops(value: float | None, per_second: bool = False) -> str:
     """Floating-point operations, or the rate of them.
 
