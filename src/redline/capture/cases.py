@@ -90,14 +90,14 @@ def _like(array: np.ndarray, random: np.random.Generator) -> np.ndarray:
         return _booleans_like(array, random)
     low, high = array.min(), array.max()
     if np.issubdtype(array.dtype, np.integer):
-        return random.integers(low, high, array.shape, array.dtype, endpoint=True)
+        return np.asarray(random.integers(low, high, array.shape, array.dtype, endpoint=True))
     if low == high or not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
         return array
     if np.isin(array, (low, high)).all():
-        return random.choice(np.array([low, high]), array.shape)
+        return np.asarray(random.choice(np.array([low, high]), array.shape))
     wide = array.astype(np.float64)
     drawn = random.normal(wide.mean(), wide.std(), array.shape)
-    return np.clip(drawn, float(low), float(high)).astype(array.dtype)
+    return np.asarray(np.clip(drawn, float(low), float(high)).astype(array.dtype))
 
 
 def _booleans_like(array: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -27,19 +27,18 @@ _MOVES = """
     DepthToSpace Expand EyeLike Gather GatherElements GatherND NonZero OneHot Pad Range
     ReverseSequence ScatterElements ScatterND Shape Size Slice SpaceToDepth Split SplitToSequence
     Tile Transpose Trilu Unique
-""".split()
-FREE = VIEWS.union(_MOVES)
+"""
+FREE = VIEWS.union(_MOVES.split())
+
+_ELEMENTARY = """
+    Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr
+    BitwiseXor Ceil Cos Cosh Div Equal Erf Exp Floor Greater GreaterOrEqual IsInf IsNaN Less
+    LessOrEqual Log Mod Mul Neg Not Or Pow Reciprocal Relu Round Sign Sin Sinh Sqrt Sub Tan
+    Tanh Where Xor
+"""
 
 _PER_OUTPUT_ELEMENT = {
-    **dict.fromkeys(
-        """
-        Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr
-        BitwiseXor Ceil Cos Cosh Div Equal Erf Exp Floor Greater GreaterOrEqual IsInf IsNaN Less
-        LessOrEqual Log Mod Mul Neg Not Or Pow Reciprocal Relu Round Sign Sin Sinh Sqrt Sub Tan
-        Tanh Where Xor
-        """.split(),
-        1,
-    ),
+    **dict.fromkeys(_ELEMENTARY.split(), 1),
     "Clip": 2,  # max, min
     "LeakyRelu": 2,
     "PRelu": 2,
@@ -70,14 +69,13 @@ _PER_OUTPUT_ELEMENT = {
     "DequantizeLinear": 2,
 }
 
+_REDUCTIONS = """
+    ArgMax ArgMin CumSum GlobalAveragePool GlobalMaxPool ReduceMax ReduceMean ReduceMin
+    ReduceProd ReduceSum TopK
+"""
+
 _PER_INPUT_ELEMENT = {
-    **dict.fromkeys(
-        """
-        ArgMax ArgMin CumSum GlobalAveragePool GlobalMaxPool ReduceMax ReduceMean ReduceMin
-        ReduceProd ReduceSum TopK
-        """.split(),
-        1,
-    ),
+    **dict.fromkeys(_REDUCTIONS.split(), 1),
     **dict.fromkeys(("GlobalLpPool", "ReduceL1", "ReduceL2", "ReduceSumSquare"), 2),
     "ReduceLogSum": 1,
     "ReduceLogSumExp": 2,

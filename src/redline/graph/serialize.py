@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,8 @@ import onnx_ir
 from onnx_ir.passes import common
 
 from redline.errors import ModelError, RefusedError
-
-# A protobuf message is shorter than 2 GiB; the rest is room for the nodes.
-# https://protobuf.dev/programming-guides/proto-limits/
-MAX_WEIGHTS = 2**31 - 2**24
+from redline.graph import external_data
+from redline.graph.external_data import MAX_WEIGHTS
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 _LIBRARIES = ("site-packages", "dist-packages", "<")
@@ -84,7 +82,7 @@ def from_bytes(data: bytes) -> onnx_ir.Model:
         ModelError: the bytes are not an ONNX graph.
     """
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         return onnx_ir.serde.deserialize_model(onnx.load_model_from_string(data))
@@ -152,8 +150,22 @@ def _embed(graph: onnx_ir.Model) -> None:
                     node.attributes[name] = onnx_ir.AttrTensor(name, _in_memory(attribute.value))
 
 
-def _in_memory(tensor: onnx_ir.ExternalTensor) -> onnx_ir.Tensor:
-    return onnx_ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
+def _in_memory(tensor: onnx_ir.ExternalTensor) -> onnx_ir.TensorProtocol:
+    import onnx
+
+    data = external_data.read(
+        Path(tensor.base_dir),
+        str(tensor.location),
+        offset=tensor.offset or 0,
+        length=tensor.nbytes if tensor.length is None else tensor.length,
+        size=tensor.nbytes,
+        name=tensor.name or "",
+    )
+    dims = tuple(int(size) for size in tensor.shape.numpy())
+    proto = onnx.TensorProto(
+        name=tensor.name, data_type=tensor.dtype.value, dims=dims, raw_data=data
+    )
+    return onnx_ir.serde.deserialize_tensor(proto)
 
 
 class _Hasher:
@@ -224,4 +236,4 @@ class _Hasher:
         if array.dtype == object:
             self._add(array.tolist())
         elif array.size:
-            self._sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            self._sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
