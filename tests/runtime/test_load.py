@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -108,9 +107,7 @@ def test_nothing_left_raises_the_first_reason(tmp_path: Path, planted: Path) -> 
 def test_a_part_for_another_cpu(
     tmp_path: Path, planted: Path, monkeypatch: pytest.MonkeyPatch, flags: set[str]
 ) -> None:
-    machine = types.ModuleType("redline.machine")
-    machine.isa_flags = lambda: frozenset(flags)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "redline.machine", machine)
+    monkeypatch.setattr("redline.runtime.load.isa_flags", lambda: frozenset(flags))
     part = Part("null", uses_graph=True, code=True, isa=("avx2", "fma"))
     path = save_sample(tmp_path / "a.redline", (part, planted))
     heard: list[str] = []

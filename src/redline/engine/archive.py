@@ -64,7 +64,7 @@ def check_name(name: str) -> str:
 
 def write_member(archive: zipfile.ZipFile, name: str, source: bytes | Path) -> Member:
     """Append a member, stored and aligned; returns its size and SHA-256."""
-    info = zipfile.ZipInfo(check_name(name))  # its date stays 1980: same input, same bytes
+    info = zipfile.ZipInfo(check_name(name))  # its date stays 1980
     info.external_attr = (stat.S_IFREG | 0o644) << 16
     info.create_system = 3
     info.file_size = len(source) if isinstance(source, bytes) else source.stat().st_size

@@ -20,6 +20,7 @@ from redline.errors import (
     UntrustedError,
     WrongMachineError,
 )
+from redline.machine import isa_flags
 from redline.runtime.runner import RUNNERS, Runner, open_part
 from redline.runtime.self_test import replay
 from redline.runtime.session import Session
@@ -162,11 +163,7 @@ def _untrusted(file: EngineFile, part: Part) -> UntrustedError:
 
 
 def _check_machine(part: Part) -> None:
-    if not part.isa:
-        return
-    from redline.machine import isa_flags  # only compiled parts need to look at the CPU
-
-    if lacking := sorted(set(part.isa) - isa_flags()):
+    if part.isa and (lacking := sorted(set(part.isa) - isa_flags())):
         raise WrongMachineError(
             f"the {part.backend} part needs {', '.join(lacking)}, which this CPU lacks",
             hint="optimize the model on this machine",

@@ -31,19 +31,18 @@ class NcnnRunner:
         self._net = net
         self._batched = bool(part.setting.get("batch", True))
         self._inputs = [f"in{index}" for index in range(len(signature.inputs))]
-        self._outputs = [
-            (f"out{index}", _item_shape(spec, self._batched))
-            for index, spec in enumerate(signature.outputs)
-        ]
+        self._outputs = signature.outputs
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         if self._net is None:
             raise closed(self._part)
         try:
-            if not self._batched:
-                return self._run_item(inputs)
-            items = [self._run_item(item) for item in zip(*inputs, strict=True)]
-            return [np.stack(outputs) for outputs in zip(*items, strict=True)]
+            items = list(zip(*inputs, strict=True)) if self._batched else [inputs]
+            results = zip(*[self._run_item(item) for item in items], strict=True)
+            return [
+                self._assemble(mats, spec)
+                for mats, spec in zip(results, self._outputs, strict=True)
+            ]
         except RunError:
             raise
         except Exception as error:
@@ -58,22 +57,23 @@ class NcnnRunner:
             if extractor.input(name, ncnn.Mat(np.ascontiguousarray(array)).clone()):
                 raise RunError(f"ncnn did not take input {name!r} of shape {array.shape}")
         outputs = []
-        for name, shape in self._outputs:
-            code, mat = extractor.extract(name)
+        for index in range(len(self._outputs)):
+            code, mat = extractor.extract(f"out{index}")
             if code:
-                raise RunError(f"ncnn could not compute {name!r} (code {code})")
-            result = np.array(mat)
-            outputs.append(result.reshape(shape) if shape else result)
+                raise RunError(f"ncnn could not compute output {index} (code {code})")
+            outputs.append(np.array(mat))
         return outputs
+
+    def _assemble(self, items: Sequence[np.ndarray], spec: TensorSpec) -> np.ndarray:
+        """The items' outputs as one array of the signature's shape; ncnn drops axes of size 1."""
+        head = [len(items)] if self._batched and isinstance(spec.shape[0], str) else spec.shape[:1]
+        shape = (*head, *spec.shape[1:])
+        if any(isinstance(axis, str) for axis in shape):
+            return np.stack(items) if self._batched else items[0]
+        return np.concatenate([item.ravel() for item in items]).reshape(shape)
 
     def close(self) -> None:
         self._net = None
-
-
-def _item_shape(spec: TensorSpec, batched: bool) -> tuple[int, ...] | None:
-    """The shape of one item of an output, or None where it is dynamic."""
-    shape = spec.shape[1:] if batched else spec.shape
-    return tuple(int(axis) for axis in shape) if all(isinstance(a, int) for a in shape) else None
 
 
 def open_part(part: Part, store: Store, signature: Signature) -> NcnnRunner:
