@@ -338,3 +338,16 @@ def _spell(path: tuple[str, ...]) -> str:
 
 def _name(path: tuple[str, ...]) -> str:
     return repr(".".join(path)) if path else "the value"
+
+
+def as_call(given: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs by name -> (positionals, keywords) of forward.
+
+    Names "args_0", "args_1", ... stand for what a forward with *args takes by position.
+
+    Example:
+        >>> as_call({"args_0": 1, "mask": 2})
+        ((1,), {'mask': 2})
+    """
+    positional = tuple(value for name, value in given.items() if name.startswith("args_"))
+    return positional, {name: value for name, value in given.items() if not name.startswith("args_")}

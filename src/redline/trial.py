@@ -267,7 +267,7 @@ class Trial:
                 timeout = max(timeout, deadline - time.monotonic())
             outputs = child.call("redline.measure.work:run", inputs=list(case.inputs), timeout=timeout)
             if accuracy.not_a_number(outputs, expected):
-                self._reject("not a number", float("inf"), allowed, f"NaN or Inf on case {case.name!r}")
+                self._reject("not a number", None, allowed, f"NaN or Inf on case {case.name!r}")
                 return
             worst = max(worst, accuracy.error(outputs, expected))
             if worst > allowed:
@@ -278,7 +278,7 @@ class Trial:
             self.record, outcome="ok", error=worst, tolerance=allowed, peak_memory=peak
         )
 
-    def _reject(self, outcome: Outcome, error: float, allowed: float, reason: str) -> None:
+    def _reject(self, outcome: Outcome, error: float | None, allowed: float, reason: str) -> None:
         self.record = replace(
             self.record, outcome=outcome, error=error, tolerance=allowed, reason=reason
         )

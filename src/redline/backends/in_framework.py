@@ -10,7 +10,7 @@ import torch
 
 from redline.errors import RunError
 from redline.signature import Signature
-from redline.tree import flatten, unflatten
+from redline.tree import as_call, flatten, unflatten
 
 
 class ModuleRunner:
@@ -42,12 +42,7 @@ class ModuleRunner:
         given = unflatten(self._signature.input_tree, tensors)
         if self._threads and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
-        positional = tuple(value for name, value in given.items() if name.startswith("args_"))
-        named = {name: value for name, value in given.items() if not name.startswith("args_")}
-        plain = not positional and list(named) == list(self._signature.input_tree.keys)
-        # Positionally where that is possible: keywords cost an eager call about a microsecond.
-        arguments = tuple(named.values()) if plain else positional
-        keywords = {} if plain else named
+        arguments, keywords = as_call(given)
 
         def call() -> Any:
             with torch.inference_mode():

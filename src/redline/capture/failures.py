@@ -1,0 +1,222 @@
+"""Why export failed, in words: which line of the user's model, and what to write instead.
+
+The table is data. Its patterns match the text of the whole chain of exceptions, the first match wins;
+its numbers are stable names for tests and docs.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from redline.graph.model import Note
+
+_LIBRARIES = re.compile(r"site-packages|dist-packages|/lib/python3|<frozen|<string>|<eval_with_key>")
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
+_OURS = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One class of failure: how it reads, what it means, and what to write instead."""
+
+    id: str
+    pattern: str
+    what: str
+    hint: str
+
+
+FAILURES = (
+    Failure(
+        "missing-operator",
+        r"No ONNX function found for <OpOverload\(op='(?P<op>[\w.:]+)'|No decompositions? registered for.*?(?P<op2>[\w]+::[\w.]+)",
+        "ONNX has no translation for the operator {op}",
+        "write it with other operators, or give torch.onnx.export a translation for it",
+    ),
+    Failure(
+        "data-dependent-branch",
+        r"Could not guard on data-dependent expression (?P<op>(Eq|Ne|Gt|Lt|Ge|Le)\(.*?\))",
+        "an `if` or a check in forward depends on the values in a tensor ({op})",
+        "use torch.where(condition, a, b), or torch.cond for two whole branches; move mere checks to "
+        "torch._check",
+    ),
+    Failure(
+        "data-dependent-size",
+        r"Could not (extract specialized integer from|guard on) data-dependent expression (?P<op>\S+)",
+        "a size, slice or loop count in forward depends on the values in a tensor ({op})",
+        "keep the size an integer tensor and bound it with torch._check, or use a mask of fixed size",
+    ),
+    Failure(
+        "data-dependent-other",
+        r"data.dependent|DataDependentOutputException|aten\._local_scalar_dense|\.item\(\)",
+        "forward turns a tensor's value into a Python number",
+        "keep it a tensor: torch.where in the place of if, masks in the place of slices",
+    ),
+    Failure(
+        "constraints-violated",
+        r"Constraints violated \((?P<op>[^)]*)\)",
+        "the dim {op} was asked to change, but the model's code fixes it or ties it to another",
+        "replace numbers in view, reshape and range by sizes taken from the input",
+    ),
+    Failure(
+        "range-too-wide",
+        r"Expected .* (?:to be equal to|at dimension)|are not equal to|must be (?:equal|specialized)",
+        "the model's code asks for a size that the example or the dynamic range does not have",
+        "give example inputs of the size that forward expects",
+    ),
+    Failure(
+        "unknown-container",
+        r"Unsupported input type|unsupported (?:input|output) type|not a registered pytree|"
+        r"Expected a pytree|not known to pytree|is not supported as (?:an? )?(?:input|output)",
+        "forward takes or returns an object that torch.export cannot take apart",
+        "torch.export.register_dataclass(Class), or return tensors, tuples and dicts",
+    ),
+    Failure(
+        "numpy-in-forward",
+        r"\.numpy\(\) is not supported|numpy\(\) (?:is|was) called|can't convert .*[Tt]ensor.* to numpy|"
+        r"FakeTensor.*numpy|__array__",
+        "forward goes through NumPy, where tracing cannot follow",
+        "use the torch function of the same name, or move the NumPy part out of the model",
+    ),
+    Failure(
+        "rnn-length",
+        r"(?:LSTM|GRU|RNN).*(?:dynamic|not supported)|lstm.*data.dependent",
+        "a recurrent layer was asked for a sequence length that changes",
+        "fix the length: one engine for each length bucket, and pad up to it",
+    ),
+    Failure(
+        "scriptmodule",
+        r"ScriptModule|TorchScript|ScriptFunction",
+        "part of the model is TorchScript, which torch.export does not enter",
+        "build that part from its Python class",
+    ),
+    Failure(
+        "autograd-function",
+        r"autograd\.Function|torch\.autograd\.function",
+        "a custom autograd.Function cannot be traced",
+        "call its forward directly when not training",
+    ),
+    Failure(
+        "custom-operator",
+        r"(?:fake|meta) (?:impl|kernel|implementation)|no fake impl|UnsupportedOperatorException|"
+        r"Cannot access data pointer of Tensor that doesn't have storage|There was no fake",
+        "a custom operator has no rule for the shape of its result",
+        "torch.library.register_fake(name) with a function that returns an empty tensor of that shape",
+    ),
+    Failure(
+        "device-mismatch",
+        r"Expected all tensors to be on the same device|found at least two devices",
+        "tensors of the model are on different devices",
+        "model.cpu(), and make new tensors with device=x.device",
+    ),
+    Failure(
+        "side-effect",
+        r"mutat(?:ed|ion)|assign(?:ed|ing) .*attribute|were assigned during export|buffer.*assigned",
+        "forward changes the module's own attributes",
+        "return the new value, or register_buffer and change it in place with copy_",
+    ),
+    Failure(
+        "random-control-flow",
+        r"unsupported.*random|Generator",
+        "forward draws from Python's random numbers or a Generator",
+        "pass the random tensor in as an input",
+    ),
+    Failure(
+        "context-manager",
+        r"set_grad_enabled|autocast.*(?:unsupported|not supported)|context manager",
+        "a context manager in forward cannot be captured",
+        "move autocast or grad mode to the caller",
+    ),
+    Failure(
+        "complex-numbers",
+        r"complex(?:64|128|\s+tensor|\s+number|.*not supported)",
+        "the model computes with complex numbers, which most compilers lack",
+        "write the real and imaginary parts as two real tensors",
+    ),
+    Failure(
+        "sparse-or-quantized",
+        r"[Ss]parse\w* |quantized::|QuantizedCPU|layout.*sparse|to_sparse",
+        "the model uses sparse or eager-mode quantized tensors",
+        "densify with to_dense(), or quantize after export",
+    ),
+    Failure(
+        "not-enough-disk-or-home",
+        r"getpwuid|No space left on device|Permission denied",
+        "the exporter could not write its temporary files",
+        "set TMPDIR and HOME to folders that can be written",
+    ),
+    Failure(
+        "shape-in-forward",
+        r"shapes? .* (?:cannot be multiplied|invalid for input)|size of tensor a|mat1 and mat2|"
+        r"shape '\[.*\]' is invalid",
+        "the shapes inside forward do not fit together",
+        "run model(*example_inputs) by hand and mend the line below",
+    ),
+)
+
+
+def explain(error: BaseException, stage: str) -> Note:
+    """A note about a failed export: the class of failure, the user's line, what to write instead.
+
+    Args:
+        stage: "torch.export" or "torch.onnx.export".
+
+    Example:
+        >>> explain(RuntimeError("Could not guard on data-dependent expression Eq(u0, 1)"), "torch.export").hint[:20]
+        'use torch.where(cond'
+    """
+    chain = _chain(error)
+    text = "\n".join(f"{type(one).__name__}: {one}" for one in chain)
+    where = _user_line(chain, text)
+    for failure in FAILURES:
+        match = re.search(failure.pattern, text, re.DOTALL)
+        if match:
+            groups = match.groupdict()
+            name = groups.get("op") or groups.get("op2") or ""
+            return Note(f"{stage} failed: {failure.what.format(op=name)}", where, failure.hint)
+    last = next((line for line in str(chain[-1]).splitlines() if line.strip()), "")
+    return Note(
+        f"{stage} failed: {type(chain[-1]).__name__}: {last.strip()[:300]}",
+        where,
+        "the backends inside PyTorch go on without it",
+    )
+
+
+def classify(error: BaseException) -> str | None:
+    """The id of the class that an exception falls into, or None."""
+    text = "\n".join(f"{type(one).__name__}: {one}" for one in _chain(error))
+    found = (failure.id for failure in FAILURES if re.search(failure.pattern, text, re.DOTALL))
+    return next(found, None)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The exception and what caused it, the outermost first."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    return chain
+
+
+def _user_line(chain: list[BaseException], text: str) -> str:
+    """The innermost line that is neither ours nor a library's: from tracebacks, else from the text."""
+    for error in reversed(chain):
+        for frame in reversed(traceback.extract_tb(error.__traceback__)):
+            if _is_users(frame.filename):
+                return _spell(frame.filename, frame.lineno or 0, frame.name, frame.line or "")
+    for file, line, name in reversed(_FRAME.findall(text)):
+        if _is_users(file):
+            return _spell(file, int(line), name, "")
+    return ""
+
+
+def _is_users(file: str) -> bool:
+    return not _LIBRARIES.search(file) and _OURS not in Path(file).resolve().parents
+
+
+def _spell(file: str, line: int, name: str, code: str) -> str:
+    shown = f"{Path(file).name}:{line} in {name}"
+    return f"{shown}: {code.strip()}" if code else shown
