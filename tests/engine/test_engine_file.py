@@ -52,6 +52,23 @@ def test_what_goes_in_comes_out(tmp_path: Path) -> None:
             file.store(1).read("model.bin")
 
 
+def test_what_libraries_call_text_and_numbers(tmp_path: Path) -> None:
+    class Version(str):
+        """torch.__version__ is such a one."""
+
+    part = replace(PORTABLE, needs={"onnxruntime": Version("1.2")})
+    path = save_sample(
+        tmp_path / "a.redline",
+        (part, tmp_path),
+        machine={"peak": np.float64(2.5), "n": np.int64(3)},
+    )
+    with open_file(path) as file:
+        assert file.manifest.parts[0].needs == {"onnxruntime": "1.2"}
+        assert file.manifest.machine == {"peak": 2.5, "n": 3}
+    with pytest.raises(TypeError, match="cannot hold a object"):
+        save_sample(path, machine={"cpu": object()})
+
+
 def test_members_are_stored_and_aligned_and_any_zip_tool_reads_them(tmp_path: Path) -> None:
     path = save_sample(tmp_path / "a.redline")
     with zipfile.ZipFile(path) as zipped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import msgspec
+import numpy as np
 
 from redline.engine.archive import check_name
 from redline.engine.manifest import SCHEMA, Manifest, Part
@@ -59,7 +60,16 @@ def encode_manifest(manifest: Manifest) -> bytes:
         EngineFileError: it would not be accepted when read.
     """
     check_manifest(manifest)
-    return msgspec.json.format(msgspec.json.encode(manifest), indent=1)
+    return msgspec.json.format(msgspec.json.encode(manifest, enc_hook=_plain), indent=1)
+
+
+def _plain(value: object) -> object:
+    """Kinds of text and numbers that libraries hand out (torch.__version__, np.float64)."""
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a manifest cannot hold a {type(value).__qualname__}")
 
 
 def check_manifest(manifest: Manifest) -> None:
