@@ -1,0 +1,24 @@
+"""What every test gets: folders of its own for caches and keys, away from the user's."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set before anything is imported; a test that needs an empty cache sets its own."""
+    home = tempfile.TemporaryDirectory(prefix="redline-tests-")
+    config.add_cleanup(home.cleanup)
+    os.environ["REDLINE_CACHE_DIR"] = f"{home.name}/cache"
+    os.environ["REDLINE_CONFIG_DIR"] = f"{home.name}/config"
+    os.environ["REDLINE_PROGRESS"] = "0"
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The folder of the repository."""
+    return ROOT
