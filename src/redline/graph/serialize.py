@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -47,8 +47,10 @@ def clean(graph: onnx_ir.Model) -> onnx_ir.Model:
             _clear(node)
             for value in node.outputs:
                 _clear(value)
-            for attribute in node.attributes.values():
-                attribute.doc_string = None
+            for name, attribute in list(node.attributes.items()):
+                if attribute.doc_string:  # the copy shares it with the graph that was given
+                    node.attributes[name] = onnx_ir.Attr(name, attribute.type, attribute.value)
+    _change_tensors(copy, _without_text)
     return copy
 
 
@@ -70,7 +72,7 @@ def to_bytes(graph: onnx_ir.Model) -> bytes:
             hint='convert the weights with model.half(), or use backends=["eager", "inductor"]',
         )
     copy = clean(graph)
-    _embed(copy)
+    _change_tensors(copy, _in_memory)
     proto = onnx_ir.serde.serialize_model(copy)
     return bytes(proto.SerializeToString(deterministic=True))
 
@@ -138,19 +140,36 @@ def _clear(item: Any) -> None:
     item.doc_string = None
 
 
-def _embed(graph: onnx_ir.Model) -> None:
-    """Read weights that lie in other files into memory."""
+def _change_tensors(
+    graph: onnx_ir.Model,
+    change: Callable[[onnx_ir.TensorProtocol], onnx_ir.TensorProtocol],
+) -> None:
+    """Put change(tensor) in the place of every tensor that the graph holds."""
     for part in graph.graphs():
         for value in part.initializers.values():
-            if isinstance(value.const_value, onnx_ir.ExternalTensor):
-                value.const_value = _in_memory(value.const_value)
+            if value.const_value is not None:
+                value.const_value = change(value.const_value)
         for node in part:
             for name, attribute in list(node.attributes.items()):
-                if isinstance(attribute.value, onnx_ir.ExternalTensor):
-                    node.attributes[name] = onnx_ir.AttrTensor(name, _in_memory(attribute.value))
+                if attribute.type == onnx_ir.AttributeType.TENSOR:
+                    node.attributes[name] = onnx_ir.AttrTensor(name, change(attribute.as_tensor()))
+                elif attribute.type == onnx_ir.AttributeType.TENSORS:
+                    changed = [change(tensor) for tensor in attribute.as_tensors()]
+                    node.attributes[name] = onnx_ir.AttrTensors(name, changed)
 
 
-def _in_memory(tensor: onnx_ir.ExternalTensor) -> onnx_ir.TensorProtocol:
+def _without_text(tensor: onnx_ir.TensorProtocol) -> onnx_ir.TensorProtocol:
+    if not tensor.doc_string and not tensor.metadata_props:
+        return tensor
+    if tensor.dtype == onnx_ir.DataType.STRING:
+        return onnx_ir.StringTensor(tensor.numpy(), shape=tensor.shape, name=tensor.name)
+    return onnx_ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
+
+
+def _in_memory(tensor: onnx_ir.TensorProtocol) -> onnx_ir.TensorProtocol:
+    """The tensor itself, read from its file if it lies in one."""
+    if not isinstance(tensor, onnx_ir.ExternalTensor):
+        return tensor
     import onnx
 
     data = external_data.read(
