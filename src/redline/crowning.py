@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -13,7 +12,7 @@ from typing import Any
 
 from redline import backends
 from redline.contest import Outcome
-from redline.drop_in import Package
+from redline.drop_in import Folder, Package
 from redline.engine.manifest import Check, Part
 from redline.engine.store import FolderStore
 from redline.errors import RedlineError, SelfTestError
@@ -59,8 +58,8 @@ def _pack(bench: Bench, winner: Outcome, outcomes: Sequence[Outcome]) -> Package
     """The winner's part, the fastest packable one if it has none, and the portable one."""
     ranked = [winner, *sorted(outcomes, key=lambda outcome: _median(outcome.entry.record))]
     packable = [one for one in ranked if one.part and one.entry.record.outcome == "ok"]
-    keep = tempfile.TemporaryDirectory(prefix="redline-engine-")
-    root = Path(keep.name)
+    keep = Folder()
+    root = keep.path
     parts = []
     if packable:
         first = packable[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
     from redline.report.report import Report
 
 
+class Folder:
+    """A private temporary folder that goes when nobody holds it any more."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="redline-engine-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
 @dataclass(frozen=True)
 class Package:
     """What save() writes: the parts in order of preference, the graph and the self-test."""
@@ -35,7 +44,7 @@ class Package:
     inputs: Sequence[np.ndarray]
     outputs: Sequence[np.ndarray]
     check: Check
-    keep: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+    keep: Folder | None = field(default=None, repr=False)
 
 
 class Engine:
