@@ -77,7 +77,7 @@ def test_a_current_folder_with_such_a_file_is_not_read(folder, tmp_path, monkeyp
     elsewhere.mkdir()
     (elsewhere / "other.bin").write_bytes(WEIGHT.tobytes())
     monkeypatch.chdir(elsewhere)
-    with pytest.raises(InputError, match="cannot read external data 'other.bin'"):
+    with pytest.raises(InputError, match=r"cannot read external data 'other\.bin'"):
         load(folder, model("other.bin"))
 
 
@@ -134,9 +134,7 @@ def test_pipes_sockets_and_folders_are_not_read(folder, monkeypatch):
 
 def test_devices_are_not_read():
     with pytest.raises(UnsafeError, match="not a regular file"):
-        external_data.read(
-            external_data.Path("/dev"), "zero", offset=0, length=4, size=4, name="w"
-        )
+        external_data.read(external_data.Path("/dev"), "zero", offset=0, length=4, size=4, name="w")
 
 
 @pytest.mark.parametrize(
@@ -164,12 +162,10 @@ def test_numbers_that_are_none(folder):
 
 def test_a_shape_that_does_not_fit_the_file(folder):
     with pytest.raises(InputError, match="expected 4000000000000"):
-        external_data.read(
-            folder, "w.bin", offset=0, length=4 * 10**12, size=4 * 10**12, name="w"
-        )
+        external_data.read(folder, "w.bin", offset=0, length=4 * 10**12, size=4 * 10**12, name="w")
     with pytest.raises(InputError, match="the size -3"):
         load(folder, model(dims=(-3, -4)))
-    with pytest.raises(InputError, match="more than 2.0 GiB"):
+    with pytest.raises(InputError, match=r"more than 2\.0 GiB"):
         load(folder, model(dims=(10**6, 10**6)))
 
 
@@ -201,7 +197,9 @@ def test_weights_of_functions_are_looked_at_too(folder, tmp_path):
     function = helper.make_function("mine", "Layer", ["a"], ["b"], body, opsets[:1])
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 4])
-    graph = helper.make_graph([helper.make_node("Layer", ["x"], ["y"], domain="mine")], "g", [x], [y])
+    graph = helper.make_graph(
+        [helper.make_node("Layer", ["x"], ["y"], domain="mine")], "g", [x], [y]
+    )
     proto = helper.make_model(graph, functions=[function], opset_imports=opsets)
     with pytest.raises(UnsafeError, match="leaves the folder"):
         load(folder, proto)

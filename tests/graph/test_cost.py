@@ -51,8 +51,12 @@ def resnet_like():
     )  # fmt: skip
 
 
+def mlp():
+    return torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+
+
 NETS = {
-    "mlp": (torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4)), (16,)),
+    "mlp": (mlp(), (16,)),
     "resnet": (resnet_like(), (3, 32, 32)),
     "transposed": (torch.nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (4, 9, 9)),
     "conv1d": (torch.nn.Conv1d(4, 6, 5, dilation=2), (4, 40)),
@@ -105,8 +109,7 @@ def test_matrix_flops_agree_with_torch(name, batch):
 
 
 def test_traffic_and_parameters_of_a_linear_layer():
-    net = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
-    graph = torch.onnx.export(net.eval(), (torch.randn(3, 16),), dynamo=True, verbose=False).model
+    graph = torch.onnx.export(mlp().eval(), (torch.randn(3, 16),), dynamo=True, verbose=False).model
     graph.graph.inputs[0].name = "x"
     found = cost(graph, signature_of((3, 16)))
     parameters = 16 * 64 + 64 + 64 * 4 + 4
@@ -141,14 +144,17 @@ def test_lstm_meets_all_weights_at_every_step():
     assert cost(graph, signature).flops_by_operator == {"LSTM": expected}
 
 
+WINDOW = {"kernel_shape": [2, 2], "strides": [2, 2]}
+
+
 @pytest.mark.parametrize(
     ("operator", "shapes", "output", "attributes", "flops"),
     [
-        ("Einsum", [[2, 3, 4], [2, 4, 5]], [2, 3, 5], {"equation": "bij,bjk->bik"}, 2 * 2 * 3 * 4 * 5),
-        ("Einsum", [[2, 3, 4], [4, 5]], [2, 3, 5], {"equation": "...j, jk -> ...k"}, 2 * 2 * 3 * 4 * 5),
+        ("Einsum", [[2, 3, 4], [2, 4, 5]], [2, 3, 5], {"equation": "bij,bjk->bik"}, 240),
+        ("Einsum", [[2, 3, 4], [4, 5]], [2, 3, 5], {"equation": "...j, jk -> ...k"}, 240),
         ("MatMul", [[7, 2, 3], [3, 5]], [7, 2, 5], {}, 2 * 7 * 2 * 3 * 5),
         ("Gemm", [[3, 2], [5, 3]], [2, 5], {"transA": 1, "transB": 1}, 2 * 2 * 3 * 5),
-        ("AveragePool", [[1, 2, 8, 8]], [1, 2, 4, 4], {"kernel_shape": [2, 2], "strides": [2, 2]}, 128),
+        ("AveragePool", [[1, 2, 8, 8]], [1, 2, 4, 4], WINDOW, 128),
         ("Softmax", [[2, 10]], [2, 10], {}, 100),
         ("ReduceMean", [[2, 10]], [1, 1], {}, 20),
         ("Add", [[2, 1], [1, 10]], [2, 10], {}, 20),

@@ -101,7 +101,7 @@ def _like(array: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def _booleans_like(array: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    drawn = random.random(array.shape) < array.mean()
+    drawn = np.asarray(random.random(array.shape) < array.mean())
     if array.any() and not drawn.any():  # a mask that hides everything is rarely legal
         drawn.flat[random.integers(drawn.size)] = True
     return drawn

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from redline import tree
+from redline import machine, tree
 from redline.capture.cases import Case
 from redline.capture.onnx_reference import evaluate_in_float64, one_line, run_onnx
 from redline.errors import ModelError, SignatureError
@@ -30,6 +30,8 @@ Arrays = tuple[np.ndarray, ...]
 _NOISE = 1e-2
 _REPEATS = 1e-4
 _INTEGERS_DIFFER = 5e-3  # a class on the fence may flip by rounding, but not from call to call
+
+_COPIES = 4  # times the model's bytes: a copy, the same in float64, and room for activations
 
 # The reference evaluator is NumPy: about 5 GFLOP/s, and Python loops in some operators.
 _EVALUATOR_FLOPS = 5e10
@@ -74,6 +76,9 @@ def _from_module(module: torch.nn.Module, signature: Signature, cases: Sequence[
 
     devices = list(range(torch.cuda.device_count()))
     with torch.random.fork_rng(devices), torch.no_grad(), torch.autocast("cpu", enabled=False):
+        if _COPIES * _nbytes(module) > machine.memory_available():
+            baseline = _eager(module, signature, cases)
+            return _float32(baseline, "there is no memory for a second one in float64")
         try:
             own = _copy(module)
         except Exception as error:  # whatever the user's __deepcopy__ or tensors raise
@@ -149,6 +154,10 @@ def _numpy(tensor: torch.Tensor) -> np.ndarray:
     if tensor.dtype == torch.bfloat16:  # NumPy has none
         tensor = tensor.float()
     return np.array(tensor.detach().cpu().resolve_conj().resolve_neg().numpy())
+
+
+def _nbytes(module: torch.nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
 def _copy(module: torch.nn.Module) -> torch.nn.Module:

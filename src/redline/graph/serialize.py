@@ -162,7 +162,7 @@ def _without_text(tensor: onnx_ir.TensorProtocol) -> onnx_ir.TensorProtocol:
     if not tensor.doc_string and not tensor.metadata_props:
         return tensor
     if tensor.dtype == onnx_ir.DataType.STRING:
-        return onnx_ir.StringTensor(tensor.numpy(), shape=tensor.shape, name=tensor.name)
+        return onnx_ir.StringTensor(tensor.numpy(), name=tensor.name)
     return onnx_ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name)
 
 

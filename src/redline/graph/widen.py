@@ -25,11 +25,11 @@ def widen(graph: onnx_ir.Model) -> onnx_ir.Model:
     for part in copy.graphs():
         for value in (*part.inputs, *part.outputs, *(v for node in part for v in node.outputs)):
             if value.dtype in _NARROW:
-                value.dtype = onnx_ir.DataType.DOUBLE
+                value.type = onnx_ir.TensorType(onnx_ir.DataType.DOUBLE)  # types are shared
         for weight in part.initializers.values():
             if weight.const_value is not None and weight.const_value.dtype in _NARROW:
                 weight.const_value = _wide(weight.const_value)
-                weight.dtype = onnx_ir.DataType.DOUBLE
+                weight.type = onnx_ir.TensorType(onnx_ir.DataType.DOUBLE)
         for node in part:
             for name, attribute in list(node.attributes.items()):
                 node.attributes[name] = _widen_attribute(attribute)
