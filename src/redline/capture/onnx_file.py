@@ -59,11 +59,7 @@ def load_onnx(
     """
     original, converted, notes = original_and_converted(source)
     graph = _open(converted or original)
-    inputs = [_checked(value, "input") for value in graph.graph.inputs]
-    if not inputs:
-        raise ModelError("the graph has no inputs, so it always gives the same outputs")
-    for value in graph.graph.outputs:
-        _checked(value, "output")
+    inputs = _inputs(graph)
     given = None if example_inputs is None else _by_name(inputs, example_inputs)
     sizes, fixed = settle(inputs, given, dynamic)
     dims = tuple({dim.name: dim for dim in sizes.dims.values()}.values())
@@ -74,12 +70,11 @@ def load_onnx(
         graph, doubts = _trusted(graph, original, example)
         notes += doubts
     _write_sizes(graph, sizes, signature)
-    outputs = _outputs(graph, signature, example)
-    tree = Tree() if len(outputs) == 1 else _dict_tree(outputs)
+    stem = Path(source).stem if isinstance(source, str | Path) else original.graph.name
     return Model(
-        name=name or (Path(source).stem if isinstance(source, str | Path) else original.graph.name),
+        name=name or stem,
         origin="onnx",
-        signature=replace(signature, outputs=outputs, output_tree=tree),
+        signature=_with_outputs(signature, _outputs(graph, signature, example)),
         example=example,
         graph_hash=graph_hash(graph),
         graph=graph,
@@ -94,6 +89,16 @@ def _open(proto: onnx.ModelProto) -> onnx_ir.Model:
     graph = clean(graph)
     graph.ir_version = max(graph.ir_version, _IR_VERSION)
     return graph
+
+
+def _inputs(graph: onnx_ir.Model) -> list[onnx_ir.Value]:
+    """The inputs, once they and the outputs are seen to be tensors of numbers."""
+    for value in graph.graph.outputs:
+        _checked(value, "output")
+    inputs = [_checked(value, "input") for value in graph.graph.inputs]
+    if not inputs:
+        raise ModelError("the graph has no inputs, so it always gives the same outputs")
+    return inputs
 
 
 def _checked(value: onnx_ir.Value, what: str) -> onnx_ir.Value:
@@ -122,6 +127,11 @@ def _dtype(value: onnx_ir.Value) -> str:
 
 def _spec(value: onnx_ir.Value, shape: tuple[int | str, ...]) -> TensorSpec:
     return TensorSpec(value.name or "", _dtype(value), shape)
+
+
+def _with_outputs(signature: Signature, outputs: tuple[TensorSpec, ...]) -> Signature:
+    tree = Tree() if len(outputs) == 1 else _dict_tree(outputs)
+    return replace(signature, outputs=outputs, output_tree=tree)
 
 
 def _dict_tree(specs: Sequence[TensorSpec]) -> Tree:
