@@ -71,7 +71,7 @@ class InductorBackend:
             files=("model.pt2",),
             code=True,
             isa=_flags(str(pick_vec_isa())),
-            needs={"torch": torch.__version__},
+            needs={"torch": str(torch.__version__)},
             operators=_kernels(folder / "model.pt2"),
         )
 

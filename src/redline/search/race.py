@@ -34,6 +34,11 @@ class Lane:
         """Median over the rounds so far, in seconds a call."""
         return float(np.median(self.rounds)) if self.rounds else float("inf")
 
+    @property
+    def best(self) -> float:
+        """The best turn so far. Noise only ever adds: who is to leave early is judged by this."""
+        return min((float(np.median(block)) for block in self.blocks), default=float("inf"))
+
 
 def race(
     lanes: Sequence[Lane],
@@ -55,8 +60,8 @@ def race(
     running = list(lanes)
     tick("first round")
     running = _round(running)
-    cut = _TRIM * min((lane.median for lane in running), default=0.0)
-    running = [lane for lane in running if lane.median <= cut or lane.id in keep]
+    cut = _TRIM * min((lane.best for lane in running), default=0.0)
+    running = [lane for lane in running if lane.best <= cut or lane.id in keep]
     while len(_leavable(running, keep)) > FINALISTS and time.monotonic() < deadline:
         tick(f"{len(running)} still in the race")
         running = _round(running)
@@ -102,7 +107,7 @@ def _leavable(lanes: list[Lane], keep: Collection[str]) -> list[Lane]:
 
 
 def _better_half(lanes: list[Lane], keep: Collection[str]) -> list[Lane]:
-    ranked = sorted(_leavable(lanes, keep), key=lambda lane: lane.median)
+    ranked = sorted(_leavable(lanes, keep), key=lambda lane: lane.best)
     stay = {lane.id for lane in ranked[: max(FINALISTS, len(ranked) // 2)]}
     return [lane for lane in lanes if lane.id in stay or lane.id in keep]
 
