@@ -93,9 +93,9 @@ def _open(proto: onnx.ModelProto) -> onnx_ir.Model:
 
 def _inputs(graph: onnx_ir.Model) -> list[onnx_ir.Value]:
     """The inputs, once they and the outputs are seen to be tensors of numbers."""
+    inputs = [_checked(value, "input") for value in graph.graph.inputs]
     for value in graph.graph.outputs:
         _checked(value, "output")
-    inputs = [_checked(value, "input") for value in graph.graph.inputs]
     if not inputs:
         raise ModelError("the graph has no inputs, so it always gives the same outputs")
     return inputs
