@@ -1,0 +1,69 @@
+"""`redline`: the commands, and what is done with an error that reaches the top."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from redline import __version__, knobs
+from redline.cli.bench import bench
+from redline.cli.demo import demo
+from redline.cli.doctor import doctor
+from redline.cli.explain import explain
+from redline.cli.optimize import optimize
+from redline.cli.run import run
+from redline.errors import InputError, RedlineError
+
+FAILURE, BAD_INPUT = 1, 2  # the exit codes; Ctrl-C is 130
+
+
+class _Group(TyperGroup):
+    """Turns our errors into one block on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RedlineError as error:
+            if knobs.text("REDLINE_DEBUG") != "0":
+                traceback.print_exc()
+            typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+            typer.echo("\n".join([str(error), *getattr(error, "__notes__", [])]), err=True)
+            code = BAD_INPUT if isinstance(error, InputError) else FAILURE
+            raise typer.Exit(code) from error
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="From a PyTorch model to the fastest engine your machine can run: verified, explained.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"redline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """What comes before a command's name."""
+
+
+for command in (optimize, run, explain, bench, doctor, demo):
+    app.command()(command)
+
+
+def main() -> None:
+    """The entry of the console script."""
+    app(prog_name="redline")
