@@ -2,8 +2,9 @@
 
     python bench/cold_and_warm.py [network ...]
 
-Each optimize() runs in a fresh process with the default budget, first on an empty cache folder, then on
-what that left behind; a third one repeats it within the same process. Imports are not counted.
+Each optimize() runs in a fresh process with the default budget, first on an empty cache folder,
+then on what that left behind; a third one repeats it within the same process. Imports are not
+counted.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def run(key: str, cache: str, repeats: int = 1) -> dict[str, object]:
     """optimize() in a fresh process."""
     bench = str(Path(__file__).parent)
     # Weights are random: the same seed, or it is another model for the cache.
-    code = "import torch; torch.manual_seed(0)\n" + ONE.format(bench=bench, key=key, repeats=repeats)
+    code = "import torch; torch.manual_seed(0)\n" + ONE.format(
+        bench=bench, key=key, repeats=repeats
+    )
     environment = {**os.environ, "REDLINE_CACHE_DIR": cache}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True
@@ -44,7 +47,7 @@ def run(key: str, cache: str, repeats: int = 1) -> dict[str, object]:
 
 
 def main() -> None:
-    print("| network | cold | from cache, new process | from cache, same process | cold / cache | pick |")
+    print("| network | cold | cache, new process | cache, same process | cold / cache | pick |")
     print("|---|---|---|---|---|---|")
     for key in sys.argv[1:] or ["resnet18"]:
         with tempfile.TemporaryDirectory() as cache:
@@ -52,9 +55,8 @@ def main() -> None:
             warm = run(key, cache, repeats=2)
         assert warm["cached"], "the second run did not come from the cache"
         first, (new, same) = cold["seconds"][0], warm["seconds"]
-        print(
-            f"| {key} | {first:.1f} s | {new:.2f} s | {same:.2f} s | {first / new:.0f}× | {cold['pick']} |"
-        )
+        cells = (f"{first:.1f} s", f"{new:.2f} s", f"{same:.2f} s", f"{first / new:.0f}×")
+        print("|", " | ".join([key, *cells, str(cold["pick"])]), "|")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python bench/overhead.py
 
-The smallest network of the zoo, so that the call dominates: the same ONNX Runtime and OpenVINO objects
-are called through the engine and directly, in turns, with NumPy and with torch inputs.
+The smallest network of the zoo, so that the call dominates: the same ONNX Runtime and OpenVINO
+objects are called through the engine and directly, in turns, with NumPy and with torch inputs.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import redline
 import torch
+
+import redline
 from models import mlp
 from redline.measure.statistics import interval
 

@@ -1,8 +1,9 @@
 """Make `import torchvision` work beside a CPU build of torch; import this first.
 
-PyPI has only torchvision's CUDA build for Linux. Its compiled operators do not load beside a CPU torch,
-and its Python code then stops at registering shapes for operators that nobody declared. Declaring the
-names is enough for the model definitions, which call none of them. For benchmarks and tests only.
+PyPI has only torchvision's CUDA build for Linux. Its compiled operators do not load beside a CPU
+torch, and its Python code then stops at registering shapes for operators that nobody declared.
+Declaring the names is enough for the model definitions, which call none of them. For benchmarks
+and tests only.
 """
 
 import torch

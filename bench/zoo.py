@@ -4,10 +4,10 @@
     python bench/zoo.py resnet18 bert      # some
     python bench/zoo.py --json zoo.jsonl   # keep the records
 
-For each network: redline.optimize() chooses without a cache and its engine is saved. Then eager and the
-plain default of every backend are built, and all of them and the saved engine, each in a process of its
-own, take turns in ABBA order in one run. Times are medians over blocks; a ratio is the median of
-per-round ratios with its bootstrap 95 % interval.
+For each network: redline.optimize() chooses without a cache and its engine is saved. Then eager and
+the plain default of every backend are built, and all of them and the saved engine, each in a
+process of its own, take turns in ABBA order in one run. Times are medians over rounds; a ratio is
+the median of per-round ratios with its bootstrap 95 % interval.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from rich.console import Console
+from rich.table import Table
+
 import redline
 from models import ZOO
 from redline import backends, machine
-from redline.api import _set_up
+from redline.api import set_up
 from redline.capture.capture import capture
-from redline.contest import propose
+from redline.graph.serialize import to_bytes
 from redline.measure.child import Child
 from redline.measure.statistics import ratio
 from redline.search.race import Lane, race
 from redline.trial import Trial
-from rich.console import Console
-from rich.table import Table
 
 PEERS = ("eager", "inductor", "onnxruntime", "openvino", "ncnn")
 
@@ -62,7 +63,7 @@ def measure(key: str, budget: float, race_seconds: float) -> Row:
         pick = next(record.id for record in engine.report.records if record.winner)
         spent = engine.report.study.seconds
         engine.close()
-        bench = _set_up(capture(module, example), Path(folder), seed=1, use_cache=False)
+        bench = _bench(module, example, Path(folder))
         trials = [Trial(bench, backends.get(peer).candidates(_traits(bench))[0]) for peer in PEERS]
         for trial in trials:
             stack.callback(trial.close)
@@ -70,7 +71,9 @@ def measure(key: str, budget: float, race_seconds: float) -> Row:
         lanes = [
             Lane(trial.backend.name, trial.turn) for trial in trials if trial.record.outcome == "ok"
         ]
-        lanes.append(Lane("redline", _engine_turn(path, bench.cases[0].inputs, stack, pick, trials)))
+        lanes.append(
+            Lane("redline", _engine_turn(path, bench.cases[0].inputs, stack, pick, trials))
+        )
         final = race(lanes, time.monotonic() + race_seconds, keep=[lane.id for lane in lanes])
     refused = {
         trial.backend.name: f"{trial.record.outcome}: {trial.record.reason}"
@@ -78,6 +81,12 @@ def measure(key: str, budget: float, race_seconds: float) -> Row:
         if trial.record.outcome != "ok"
     }
     return _row(name, final, refused, pick, spent)
+
+
+def _bench(module, example, folder):
+    model = capture(module, example)
+    (folder / "graph.onnx").write_bytes(to_bytes(model.graph))
+    return set_up(model, folder, seed=1, use_cache=False)
 
 
 def _traits(bench):
@@ -129,13 +138,18 @@ def table(rows: list[Row]) -> Table:
     view.add_column("pick")
     for row in rows:
         times = [f"{row.seconds[peer] * 1e3:.3g}" if peer in row.seconds else "—" for peer in PEERS]
-        ratios = [f"{mid:.2f}× ({low:.2f}–{high:.2f})" for mid, low, high in (row.over_eager, row.over_peer)]
+        ratios = [
+            f"{mid:.2f}× ({low:.2f}–{high:.2f})"
+            for mid, low, high in (row.over_eager, row.over_peer)
+        ]
         view.add_row(row.name, *times, f"{row.seconds['redline'] * 1e3:.3g}", *ratios, row.pick)
     return view
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("networks", nargs="*", default=list(ZOO), metavar="network")
     parser.add_argument("--budget", type=float, default=240.0, help="seconds for each optimize()")
     parser.add_argument("--race", type=float, default=40.0, help="seconds for each final race")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from redline.capture.reference import make_reference
 from redline.contest import Outcome, contest, forget, nothing_left, propose
 from redline.crowning import Evaluate, crown
 from redline.drop_in import Engine, Package
-from redline.errors import GoalError
+from redline.errors import GoalError, RefusedError
 from redline.graph.cost import cost
-from redline.graph.model import Model
+from redline.graph.model import Model, Note
 from redline.graph.serialize import to_bytes
 from redline.measure import accuracy
 from redline.measure.record import Record, Study
@@ -91,7 +92,9 @@ def optimize(
     """
     start = time.monotonic()
     goal = goal or Goal()
-    seconds = quantity(budget or knobs.text("REDLINE_BUDGET") if budget != 0 else 0, "time", "budget")
+    seconds = quantity(
+        budget or knobs.text("REDLINE_BUDGET") if budget != 0 else 0, "time", "budget"
+    )
     dynamic = _for_batch(goal, dynamic)
     folder = Path(tempfile.mkdtemp(prefix="redline-"))
     try:
@@ -100,9 +103,10 @@ def optimize(
             captured = capture(
                 model, example_inputs, dynamic=dynamic, name=name, trust=trust, eval_mode=eval_mode
             )
+            captured = _with_graph_written(captured, folder)
             candidates, left_out = propose(captured, backends, precisions)
             say("running the reference in float64")
-            bench = _set_up(captured, folder, seed, use_cache)
+            bench = set_up(captured, folder, seed=seed, use_cache=use_cache)
             outcomes = contest(bench, candidates, seconds, start, say)
             crowned = crown(bench, outcomes, goal, evaluate)
             if crowned is None and any(outcome.entry.record.from_cache for outcome in outcomes):
@@ -131,10 +135,8 @@ def _for_batch(goal: Goal, dynamic: Dynamic | None) -> Dynamic | None:
     return {**(dynamic or {}), "batch": (span[0], goal.batch, span[-1])}
 
 
-def _set_up(model: Model, folder: Path, seed: int, use_cache: bool) -> Bench:
-    """Write the graph for the children, and run the reference."""
-    if model.graph is not None:
-        (folder / "graph.onnx").write_bytes(to_bytes(model.graph))
+def set_up(model: Model, folder: Path, *, seed: int = 0, use_cache: bool = True) -> Bench:
+    """Run the reference, and put together what every trial shares."""
     cases = make_cases(model.signature, model.example, seed=seed)
     before = time.monotonic()
     reference = make_reference(model, cases)
@@ -147,8 +149,24 @@ def _set_up(model: Model, folder: Path, seed: int, use_cache: bool) -> Bench:
         yardstick=max(accuracy.error(eager, expected) for eager, expected in pairs),
         eager_seconds=spent / len(cases),
         folder=folder,
-        cache=Cache(knobs.cache_dir()) if use_cache and knobs.text("REDLINE_CACHE") != "0" else None,
+        cache=Cache(knobs.cache_dir())
+        if use_cache and knobs.text("REDLINE_CACHE") != "0"
+        else None,
     )
+
+
+def _with_graph_written(model: Model, folder: Path) -> Model:
+    """Write the graph where children find it; one over ONNX's 2 GiB is left out, with a note."""
+    if model.graph is None:
+        return model
+    try:
+        (folder / "graph.onnx").write_bytes(to_bytes(model.graph))
+    except RefusedError as error:
+        if model.module is None:
+            raise
+        note = Note(error.what, error.where, error.hint)
+        return replace(model, graph=None, notes=(*model.notes, note))
+    return model
 
 
 def _write_up(
@@ -173,7 +191,9 @@ def _write_up(
         notes=tuple((note.what, note.where, note.hint) for note in model.notes),
         seconds=time.monotonic() - start,
         budget=budget,
-        inputs=tuple(f"{spec.name}: {spec.dtype}{list(spec.shape)}" for spec in model.signature.inputs),
+        inputs=tuple(
+            f"{spec.name}: {spec.dtype}{list(spec.shape)}" for spec in model.signature.inputs
+        ),
         versions=_versions(records),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -192,7 +212,7 @@ def _engine(
     if local and package:
         part = package.parts[0][0]
         notices.append(
-            f"{winner.entry.record.id} runs inside PyTorch; a saved file holds {part.backend} instead"
+            f"{winner.entry.record.id} runs inside PyTorch; a saved file holds {part.backend}"
         )
     return Engine(
         session,

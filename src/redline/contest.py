@@ -1,4 +1,4 @@
-"""All candidates of one model: propose them, try them in children, race them, remember the result."""
+"""All candidates of one model: propose, try in children, race, remember."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def propose(
         operators=operators(model.graph) if model.graph is not None else {},
         precisions=tuple(precisions),
     )
-    chosen, left_out = [], []
+    chosen: list[Candidate] = []
+    left_out: list[Record] = []
     for name in backends.names() if names is None else names:
         backend = backends.get(name)
         missing = backend.missing()
@@ -79,7 +80,9 @@ def propose(
     return chosen, left_out
 
 
-def contest(bench: Bench, candidates: Sequence[Candidate], budget: float, start: float, say: Say) -> list[Outcome]:
+def contest(
+    bench: Bench, candidates: Sequence[Candidate], budget: float, start: float, say: Say
+) -> list[Outcome]:
     """Try every candidate within the budget; the cache answers where it can answer for all of them.
 
     Args:
@@ -106,7 +109,9 @@ def contest(bench: Bench, candidates: Sequence[Candidate], budget: float, start:
 
 def _prepare(bench: Bench, trials: Sequence[Trial], deadline: float, say: Say) -> None:
     """Build and verify, two at a time: the longest build next to the short ones."""
-    order = sorted(trials, key=lambda trial: (trial.backend.name != "inductor", trial.candidate.rank))
+    order = sorted(
+        trials, key=lambda trial: (trial.backend.name != "inductor", trial.candidate.rank)
+    )
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         waiting = {pool.submit(trial.prepare, deadline): trial for trial in order}
         try:
@@ -135,7 +140,9 @@ def _race(trials: Sequence[Trial], deadline: float, say: Say) -> list[Outcome]:
     baseline = next((name for name in lanes if by_id[name].backend.name == "eager"), None)
     finalists: list[Lane] = []
     try:
-        finalists = race(list(lanes.values()), deadline, keep=[baseline] if baseline else [], tick=say)
+        finalists = race(
+            list(lanes.values()), deadline, keep=[baseline] if baseline else [], tick=say
+        )
     except KeyboardInterrupt:
         for trial in trials:
             trial.bench.cancelled = True

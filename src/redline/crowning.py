@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from redline import backends
+from redline.backends.base import LocalBackend
 from redline.contest import Outcome
 from redline.drop_in import Folder, Package
 from redline.engine.manifest import Check, Part
@@ -18,7 +19,7 @@ from redline.engine.store import FolderStore
 from redline.errors import RedlineError, SelfTestError
 from redline.measure import accuracy
 from redline.measure.record import Record
-from redline.runtime.runner import open_part
+from redline.runtime.runner import Runner, open_part
 from redline.runtime.session import Session
 from redline.search.choose import choose, compare_rounds, explain_losses
 from redline.search.goal import Goal
@@ -46,7 +47,9 @@ def crown(
             _confirm(bench, session, best.record)
             record = _judge(best.record, session, evaluate, wanted, goal)
         except RedlineError as error:
-            failed = replace(best.record, outcome="wrong result", reason=error.what, hint=error.hint)
+            failed = replace(
+                best.record, outcome="wrong result", reason=error.what, hint=error.hint
+            )
             field[place] = replace(field[place], entry=replace(best, record=failed))
             continue
         field[place] = replace(field[place], entry=replace(best, record=record))
@@ -57,14 +60,18 @@ def crown(
 def _pack(bench: Bench, winner: Outcome, outcomes: Sequence[Outcome]) -> Package | None:
     """The winner's part, the fastest packable one if it has none, and the portable one."""
     ranked = [winner, *sorted(outcomes, key=lambda outcome: _median(outcome.entry.record))]
-    packable = [one for one in ranked if one.part and one.entry.record.outcome == "ok"]
+    packable = [
+        (one.part, Path(one.folder))
+        for one in ranked
+        if one.part and one.entry.record.outcome == "ok"
+    ]
     keep = Folder()
     root = keep.path
-    parts = []
+    parts: list[tuple[Part, Path]] = []
     if packable:
-        first = packable[0]
-        _copy_tree(Path(first.folder), root / "0")
-        parts.append((first.part, root / "0"))
+        part, folder = packable[0]
+        _copy_tree(folder, root / "0")
+        parts.append((part, root / "0"))
     if bench.graph:
         _link_or_copy(bench.graph, root / "graph.onnx")
         portable = _portable()
@@ -95,9 +102,9 @@ def _open_here(bench: Bench, winner: Outcome, package: Package | None) -> Sessio
     signature = bench.model.signature
     if winner.part is None or package is None:
         assert winner.candidate is not None
-        runner = backends.get(winner.candidate.backend).open_module(
-            bench.model.module, winner.candidate, signature
-        )
+        assert bench.model.module is not None
+        backend = cast(LocalBackend, backends.get(winner.candidate.backend))
+        runner: Runner = backend.open_module(bench.model.module, winner.candidate, signature)
     else:
         part, folder = package.parts[0]
         runner = open_part(part, FolderStore(folder, graph=package.graph), signature)
@@ -126,7 +133,7 @@ def _judge(
     score = float(evaluate(session))
     if wanted is not None and goal.max_drop is not None and wanted - score > goal.max_drop:
         raise SelfTestError(
-            f"accuracy {score:.4f} against {wanted:.4f} of the model, more than max_drop {goal.max_drop}"
+            f"accuracy {score:.4f} against {wanted:.4f}: more than max_drop {goal.max_drop}"
         )
     return replace(record, accuracy=score)
 

@@ -102,7 +102,9 @@ class Engine:
         return getattr(module, name)
 
     def __repr__(self) -> str:
-        inputs = ", ".join(f"{spec.name}: {spec.dtype}{list(spec.shape)}" for spec in self.signature.inputs)
+        inputs = ", ".join(
+            f"{spec.name}: {spec.dtype}{list(spec.shape)}" for spec in self.signature.inputs
+        )
         return f"Engine({self._study.model} on {self.backend}; {inputs})"
 
     @property
@@ -125,8 +127,8 @@ class Engine:
     def save(self, path: str | Path) -> Path:
         """Write the engine to one file that loads without torch; returns its path.
 
-        An engine that runs inside PyTorch (eager, torch.compile) cannot be packed without its Python
-        code: the file then holds the fastest part that can, and `notices` says so.
+        An engine that runs inside PyTorch (eager, torch.compile) cannot be packed without its
+        Python code: the file then holds the fastest part that can, and `notices` says so.
 
         Raises:
             SaveError: nothing to pack, no space, not writable; what was there before is untouched.
@@ -137,7 +139,7 @@ class Engine:
         if self._package is None:
             raise SaveError(
                 f"this engine runs {self.backend} inside PyTorch, and no other part was built",
-                hint="mend what the report says about the export, or save the model's weights instead",
+                hint="mend what the report says about the export, or save the weights instead",
             )
         package, study = self._package, msgspec.to_builtins(self._study)
         records = tuple(study.pop("records"))
@@ -187,12 +189,14 @@ def load(
         >>> y = engine(x)
     """
     session = open_engine(path, trust=trust, part=part, self_test=self_test)
-    manifest = session.manifest
+    manifest, opened = session.manifest, session.part
+    assert manifest is not None
+    assert opened is not None
     study = {**manifest.provenance.get("study", {}), "records": manifest.records}
     return Engine(
         session,
         msgspec.convert(study, Study),
-        backend=session.part.backend,
+        backend=opened.backend,
         path=Path(path),
         notices=session.notices,
     )

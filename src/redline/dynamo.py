@@ -18,7 +18,9 @@ Compiled = Callable[..., Any]
 class _Bound(torch.nn.Module):
     """A graph with its weights bound, so that only the activations are inputs."""
 
-    def __init__(self, graph: torch.fx.GraphModule, values: Sequence[Any], free: Sequence[int]) -> None:
+    def __init__(
+        self, graph: torch.fx.GraphModule, values: Sequence[Any], free: Sequence[int]
+    ) -> None:
         super().__init__()
         self.graph_module = graph
         self.free = tuple(free)
@@ -57,7 +59,9 @@ def redline_backend(
     """
     free = [i for i, value in enumerate(example_inputs) if not _is_weight(value)]
     if any(not isinstance(example_inputs[i], torch.Tensor) for i in free):
-        _LOG.warning("a graph with changing sizes stays in PyTorch; use torch.compile(dynamic=False)")
+        _LOG.warning(
+            "a graph with changing sizes stays in PyTorch; use torch.compile(dynamic=False)"
+        )
         return graph.forward
     if not free:
         return graph.forward
@@ -67,7 +71,9 @@ def redline_backend(
 class _Late:
     """A compiled graph that becomes an engine at its first call."""
 
-    def __init__(self, graph: torch.fx.GraphModule, free: Sequence[int], options: dict[str, Any]) -> None:
+    def __init__(
+        self, graph: torch.fx.GraphModule, free: Sequence[int], options: dict[str, Any]
+    ) -> None:
         self.graph = graph
         self.free = free
         self.options = options
@@ -76,15 +82,17 @@ class _Late:
         self.refused = False
 
     def __call__(self, *values: Any) -> Any:
-        if self.refused or self._needs_gradients(values):
-            return self.graph(*values)
+        if not self.refused and not self._needs_gradients(values) and self._ready(values):
+            return self.engine(*[values[i] for i in self.free])
+        return self.graph(*values)
+
+    def _ready(self, values: Sequence[Any]) -> bool:
+        """Whether there is an engine that still stands for the graph."""
         if self.engine is None:
             self._build(values)
         elif self._versions(values) != self.versions:
             self._refuse("its weights were changed in place after it was optimized")
-        if self.refused:
-            return self.graph(*values)
-        return self.engine(*[values[i] for i in self.free])
+        return not self.refused
 
     def _build(self, values: Sequence[Any]) -> None:
         bound = _Bound(self.graph, values, self.free).eval()

@@ -38,10 +38,9 @@ class RedlineError(Exception):
     """What happened, where, and what to do about it.
 
     Example:
-        >>> print(RedlineError("got 3 channels, expected 1", where="input 'x'", hint="use x.mean(1)"))
+        >>> print(RedlineError("got 3 channels, expected 1", where="input 'x'"))
         got 3 channels, expected 1
           where: input 'x'
-          hint: use x.mean(1)
     """
 
     def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:

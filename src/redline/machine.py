@@ -1,4 +1,4 @@
-"""The machine card: what this machine is, and what it can do at best. Measured once, then cached."""
+"""The machine card: what this machine is, and what it can do at best. Measured once, cached."""
 
 from __future__ import annotations
 
@@ -197,7 +197,9 @@ def _measure() -> _Rates:
     if compiler:
         try:
             found, isa = _run_probe(compiler)
-            return _Rates(**found, method=f"C++ loops, {isa}, {Path(compiler).name}", measured_at=now)
+            return _Rates(
+                **found, method=f"C++ loops, {isa}, {Path(compiler).name}", measured_at=now
+            )
         except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
             _LOG.warning("the machine probe failed, NumPy measures instead: %s", error)
     return _Rates(

@@ -1,4 +1,4 @@
-"""compare(): any mix of engines, ONNX files and models, timed side by side in one interleaved run."""
+"""compare(): any mix of engines, ONNX files and models, timed in one interleaved run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from redline.backends.worker import pack_module
 from redline.capture.capture import capture
 from redline.capture.factory import load_factory
 from redline.engine.file import open_file
-from redline.engine.manifest import Part
+from redline.engine.manifest import Part, Setting
 from redline.errors import InputError, RedlineError
 from redline.graph.model import Model
 from redline.graph.serialize import to_bytes
@@ -60,7 +60,7 @@ def compare(
     trust: bool = False,
     progress: str | bool = "auto",
 ) -> Report:
-    """Time several things side by side; the first is what the outputs of the others are held against.
+    """Time several things side by side; the outputs of all are held against those of the first.
 
     Args:
         targets: engine files, ONNX files, "module:factory" texts or torch modules, in any mix.
@@ -83,13 +83,20 @@ def compare(
     start = time.monotonic()
     seconds = quantity(budget or knobs.text("REDLINE_BUDGET"), "time", "budget")
     opened: list[_Target] = []
-    with tempfile.TemporaryDirectory(prefix="redline-") as folder, Progress(seconds, progress) as say:
+    with (
+        tempfile.TemporaryDirectory(prefix="redline-") as folder,
+        Progress(seconds, progress) as say,
+    ):
         try:
             for number, target in enumerate(targets):
                 say(f"opening {target}")
                 home = Path(folder) / str(number)
                 home.mkdir()
-                example = example_inputs if example_inputs is not None or not opened else _named(opened[0])
+                example = (
+                    example_inputs
+                    if example_inputs is not None or not opened
+                    else _named(opened[0])
+                )
                 opened.append(_open(target, example, home, trust))
                 _same_inputs(opened)
             records = _time(opened, start + seconds, say)
@@ -139,8 +146,9 @@ def _open_engine(path: Path, trust: bool) -> _Target:
 
 def _open_graph(model: Model, home: Path) -> _Target:
     graph = home / "graph.onnx"
+    assert model.graph is not None, "an ONNX file has a graph"
     graph.write_bytes(to_bytes(model.graph))
-    setting = {"threads": machine.usable_cores(), "level": "all"}
+    setting: Setting = {"threads": machine.usable_cores(), "level": "all"}
     child = Child()
     child.call(
         "redline.measure.work:open_runner",
@@ -166,14 +174,20 @@ def _open_module(model: Model) -> _Target:
 
 
 def _named(first: _Target) -> dict[str, np.ndarray]:
-    return {spec.name: array for spec, array in zip(first.signature.inputs, first.example, strict=True)}
+    return {
+        spec.name: array for spec, array in zip(first.signature.inputs, first.example, strict=True)
+    }
 
 
 def _same_inputs(opened: Sequence[_Target]) -> None:
     first, last = opened[0], opened[-1]
-    got = [(spec.dtype, array.shape) for spec, array in zip(last.signature.inputs, last.example, strict=True)]
+    got = [
+        (spec.dtype, array.shape)
+        for spec, array in zip(last.signature.inputs, last.example, strict=True)
+    ]
     wanted = [
-        (spec.dtype, array.shape) for spec, array in zip(first.signature.inputs, first.example, strict=True)
+        (spec.dtype, array.shape)
+        for spec, array in zip(first.signature.inputs, first.example, strict=True)
     ]
     if got != wanted:
         raise InputError(
@@ -188,7 +202,11 @@ def _time(opened: Sequence[_Target], deadline: float, say: Any) -> list[Record]:
     lanes: list[Lane] = []
     expected: list[np.ndarray] | None = None
     for number, target in enumerate(opened):
-        name = target.name if [one.name for one in opened].count(target.name) == 1 else f"{target.name} #{number + 1}"
+        name = (
+            target.name
+            if [one.name for one in opened].count(target.name) == 1
+            else f"{target.name} #{number + 1}"
+        )
         record = Record(name, target.backend, "ok", size=target.size)
         try:
             outputs = target.child.call("redline.measure.work:run", inputs=inputs)

@@ -1,7 +1,7 @@
-"""What goes into a model and what comes out: tensors, their dynamic dims, and the nest they sit in.
+"""What goes into a model and what comes out: tensors, dynamic dims, and the nest they sit in.
 
-Known to every layer and free of torch, so an engine file can describe `forward(batch: dict, *, mask)`
-and a `ModelOutput` on a machine that has neither.
+Known to every layer and free of torch, so an engine file can describe `forward(batch: dict, *,
+mask)` and a `ModelOutput` on a machine that has neither.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Signature:
     """Inputs and outputs of an engine.
 
     `input_tree` is a "dict" whose keys are forward's parameters in order: `engine(a, b=c)` binds as
-    `forward(a, b=c)` does. Leaves flatten in order into `inputs`; leaf names join the path with ".".
+    `forward(a, b=c)` does. Leaves flatten in order into `inputs`; their names join the path by ".".
     """
 
     inputs: tuple[TensorSpec, ...]

@@ -1,4 +1,4 @@
-"""One candidate's way through its child processes: build, open, verify, and then hold for the race."""
+"""One candidate's way through its child processes: build, open, verify, hold for the race."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ from redline.search.cache import Cache, make_key
 
 _HOLD = 0.5  # of the free memory: what candidates may hold together while they wait for the race
 _PATIENCE = 20.0  # a run may take this many times eager's time, and at least so many seconds
-
 
 
 class SkippedError(errors.BackendError):
@@ -76,6 +75,7 @@ class Bench:
     cache: Cache | None
     lock: threading.Lock = field(default_factory=threading.Lock)
     cancelled: bool = False
+    held: int = 0
 
     @cached_property
     def memory(self) -> int:
@@ -171,7 +171,10 @@ class Trial:
             child.call("redline.measure.work:prepare", inputs=inputs, timeout=4 * patience)
             self._ready = True
         samples: list[float] = child.call(
-            "redline.measure.work:time_block", seconds=seconds, timeout=patience + seconds, watch=False
+            "redline.measure.work:time_block",
+            seconds=seconds,
+            timeout=patience + seconds,
+            watch=False,
         )
         if not self.hold:
             self.close()
@@ -180,7 +183,9 @@ class Trial:
     def fail(self, error: errors.RedlineError) -> None:
         """Turn the record into a failure and let go of the child."""
         reason = f"{error.what} ({error.where})" if error.where else error.what
-        self.record = replace(self.record, outcome=outcome_of(error), reason=reason, hint=error.hint)
+        self.record = replace(
+            self.record, outcome=outcome_of(error), reason=reason, hint=error.hint
+        )
         self.close()
 
     def close(self) -> None:
@@ -265,13 +270,17 @@ class Trial:
             timeout = self._patience()
             if self.local:  # compiling in the framework happens at the first call
                 timeout = max(timeout, deadline - time.monotonic())
-            outputs = child.call("redline.measure.work:run", inputs=list(case.inputs), timeout=timeout)
+            outputs = child.call(
+                "redline.measure.work:run", inputs=list(case.inputs), timeout=timeout
+            )
             if accuracy.not_a_number(outputs, expected):
                 self._reject("not a number", None, allowed, f"NaN or Inf on case {case.name!r}")
                 return
             worst = max(worst, accuracy.error(outputs, expected))
             if worst > allowed:
-                self._reject("wrong result", worst, allowed, _wrong(outputs, expected, worst, allowed, case))
+                self._reject(
+                    "wrong result", worst, allowed, _wrong(outputs, expected, worst, allowed, case)
+                )
                 return
         peak = child.call("redline.measure.work:peak_memory")
         self.record = replace(
@@ -294,9 +303,12 @@ class Trial:
 
     def _let_go_if_large(self) -> None:
         """With many large models waiting, memory would run out: reopen for each turn instead."""
-        peak = self.record.peak_memory or 0
-        if self.child and peak * 8 > _HOLD * self.bench.memory:
-            self.hold = False
+        if self.child is None:
+            return
+        with self.bench.lock:
+            self.bench.held += self.record.peak_memory or 0
+            self.hold = self.bench.held <= _HOLD * self.bench.memory
+        if not self.hold:
             self.close()
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from redline import backends
 
 sys.path.insert(0, str(Path(__file__).parent))  # children import `planted` from here

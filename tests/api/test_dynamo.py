@@ -2,6 +2,7 @@ import logging
 
 import pytest
 import torch
+
 from redline.dynamo import redline_backend
 
 OPTIONS = {"backends": ["onnxruntime"], "budget": "30s"}
@@ -43,6 +44,7 @@ def test_a_model_with_a_graph_break_runs_on_engines():
                 torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # Dynamo's own
 def test_training_keeps_its_gradients():
     model = Broken()
     fast = torch.compile(model, backend="redline", dynamic=False, options=OPTIONS)

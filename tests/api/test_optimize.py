@@ -4,8 +4,9 @@ import time
 
 import numpy as np
 import pytest
-import redline
 import torch
+
+import redline
 from redline.errors import (
     GoalError,
     InputError,
@@ -26,7 +27,12 @@ def row(engine, word):
 def engine(tmp_path_factory):
     """One engine for the tests that only look at it."""
     torch.manual_seed(0)
-    layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 10)]
+    layers = [
+        torch.nn.Conv2d(3, 8, 3),
+        torch.nn.ReLU(),
+        torch.nn.Flatten(),
+        torch.nn.Linear(288, 10),
+    ]
     net = torch.nn.Sequential(*layers).eval()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REDLINE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
@@ -114,7 +120,7 @@ def test_a_wrong_result_shows_its_error(plant, net, image):
 
 
 def test_a_candidate_without_end_is_out_of_memory(plant, net, image, monkeypatch):
-    monkeypatch.setenv("REDLINE_MEMORY_LIMIT", str(700 << 20))
+    monkeypatch.setenv("REDLINE_MEMORY_LIMIT", str(3 << 30))
     plant("Memory")
     engine = redline.optimize(net, image, backends=["eager", "null"], budget="30s")
     assert row(engine, "null").outcome == "out of memory"
@@ -172,7 +178,11 @@ def test_an_evaluation_that_drops_too_far_is_refused(net, image):
 
 def test_dynamic_batch(net):
     engine = redline.optimize(
-        net, torch.randn(4, 3, 8, 8), dynamic={"batch": (1, 4, 16)}, backends=QUICK, budget="40s"
+        net,
+        torch.randn(4, 3, 8, 8),
+        dynamic={"batch": (1, 4, 16)},
+        backends=["onnxruntime"],
+        budget="40s",
     )
     for size in (1, 3, 16):
         x = torch.randn(size, 3, 8, 8)
@@ -191,7 +201,9 @@ def test_nothing_exportable_still_gets_an_engine_with_the_reason(image):
     engine = redline.optimize(Branch().eval(), image, backends=QUICK, budget="30s")
     assert engine.backend == "eager"
     torch.testing.assert_close(engine(image), Branch()(image))
-    assert any("torch.where" in hint or "torch.cond" in hint for *_, hint in engine.report.study.notes)
+    assert any(
+        "torch.where" in hint or "torch.cond" in hint for *_, hint in engine.report.study.notes
+    )
     assert row(engine, "onnxruntime").outcome == "refused"
     with pytest.raises(SaveError, match="eager"):
         engine.save("never.redline")

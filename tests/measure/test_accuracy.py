@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from redline.measure.accuracy import TOLERANCE_CLASSES, error, not_a_number, tolerance
 
 REF = [np.array([3.0, 4.0, 0.0, 5.0])]  # rms = sqrt(12.5)

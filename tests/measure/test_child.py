@@ -6,6 +6,7 @@ import time
 import numpy as np
 import psutil
 import pytest
+
 from redline import errors
 from redline.measure.child import Child
 
@@ -40,7 +41,7 @@ def test_state_lives_between_calls(child):
 
 
 def test_a_crash_is_an_exception_with_the_signal_and_the_last_words(child):
-    with pytest.raises(errors.CrashedError, match="SIGSEGV.*about to fall"):
+    with pytest.raises(errors.CrashedError, match=r"SIGSEGV.*about to fall"):
         child.call(f"{HERE}:crash")
 
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from redline.measure.statistics import interval, ratio, summarize
 
 positive = st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=30)

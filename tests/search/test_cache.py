@@ -8,7 +8,11 @@ from redline.search.cache import Cache, make_key
 
 def test_what_is_put_can_be_got_in_another_process(tmp_path):
     Cache(tmp_path).put("k", {"record": Record("a", "b", "ok"), "rounds": (1.0, 2.0)})
-    code = f"from redline.search.cache import Cache; from pathlib import Path; print(Cache(Path({str(tmp_path)!r})).get('k')['rounds'])"
+    code = (
+        "from pathlib import Path\n"
+        "from redline.search.cache import Cache\n"
+        f"print(Cache(Path({str(tmp_path)!r})).get('k')['rounds'])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[1.0, 2.0]"
 

@@ -1,4 +1,5 @@
 import numpy as np
+
 from redline.measure.record import Record, Timing
 from redline.search.choose import Entry, choose, explain_losses
 from redline.search.goal import Goal

@@ -1,4 +1,5 @@
 import pytest
+
 from redline.errors import GoalError, UnknownNameError
 from redline.measure.record import Record, Timing
 from redline.search.goal import Goal, quantity
@@ -7,7 +8,13 @@ from redline.search.goal import Goal, quantity
 def record(name="a", median=0.01, memory=100e6, size=50e6, throughput=100.0):
     timing = Timing(median, median, median, median, (median,))
     return Record(
-        name, name, "ok", timing=timing, peak_memory=int(memory), size=int(size), throughput=throughput
+        name,
+        name,
+        "ok",
+        timing=timing,
+        peak_memory=int(memory),
+        size=int(size),
+        throughput=throughput,
     )
 
 
@@ -28,7 +35,9 @@ def test_quantities_are_read(text, kind, value):
     assert quantity(text, kind, "x") == pytest.approx(value)
 
 
-@pytest.mark.parametrize("text", ["", "fast", "5 parsecs", "-3s", "0s", 0, -1, float("inf"), "1.2.3s", True])
+@pytest.mark.parametrize(
+    "text", ["", "fast", "5 parsecs", "-3s", "0s", 0, -1, float("inf"), "1.2.3s", True]
+)
 def test_what_is_no_quantity_is_refused_with_an_example(text):
     with pytest.raises(GoalError, match=r"budget is .*\n.*hint: .*90s"):
         quantity(text, "time", "budget")

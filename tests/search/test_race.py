@@ -2,6 +2,7 @@ import time
 
 import numpy as np
 import pytest
+
 from redline.errors import CrashedError
 from redline.search.race import FINALISTS, Lane, race
 

@@ -72,8 +72,7 @@ class Backend(Protocol):
     """The seam. A new backend is one of these, a runner in runtime/, and a row in the docs.
 
     `wants` says what the build child must be given: "graph", "program" or "module".
-    `local` backends (eager) have no part to package: they run the module where it is, and have
-    `open_module` instead of a runner in runtime/.
+    `local` backends (eager) have no part to package: they run the module (see LocalBackend).
     """
 
     name: str
@@ -93,5 +92,27 @@ class Backend(Protocol):
         ...
 
     def build(self, source: Source, candidate: Candidate, folder: Path) -> Part:
-        """Write the part's files into `folder` and describe them. Raises RefusedError, BuildError."""
+        """Write the part into `folder` and describe it. Raises RefusedError, BuildError."""
+        ...
+
+
+class LocalBackend(Backend, Protocol):
+    """A backend that can also run the module where it is, without a part."""
+
+    def open_module(
+        self, module: torch.nn.Module, candidate: Candidate, signature: Signature
+    ) -> Runner:
+        """The module behind the runner's seam."""
+        ...
+
+
+class Runner(Protocol):
+    """What runs: the same shape as redline.runtime.runner.Runner, which lies above us."""
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Arrays in the order of signature.inputs -> arrays in the order of .outputs."""
+        ...
+
+    def close(self) -> None:
+        """Let go of memory and threads."""
         ...

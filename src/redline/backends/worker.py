@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
 
 from redline import backends
-from redline.backends.base import Candidate, Source
+from redline.backends.base import Candidate, LocalBackend, Source
 from redline.errors import BuildError, RefusedError
 from redline.signature import Signature
 
@@ -52,7 +52,7 @@ def open_module(
     module: bytes,
 ) -> None:
     """Hold a module open as state["runner"], for backends that run it where it is."""
-    backend = backends.load(entry)
+    backend = cast(LocalBackend, backends.load(entry))
     state["runner"] = backend.open_module(
         _unpack_module(module),
         msgspec.convert(candidate, Candidate),

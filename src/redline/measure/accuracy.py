@@ -6,6 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from redline.runtime.self_test import output_error
+
+# The largest max|y - ref| / rms(ref) over the outputs: the same at build and at load.
+error = output_error
+
 # What a candidate's error may be: factor * (eager float32's own error) + floor.
 # "fp32" leaves room for another order of summation. "winograd-f63": Winograd F(6x6,3x3) loses two
 # to three digits (Lavin and Gray, arXiv 1509.09308; Barabasz et al., arXiv 1803.10986).
@@ -14,21 +19,6 @@ TOLERANCE_CLASSES = {
     "winograd-f43": (100.0, 2e-5),
     "winograd-f63": (1000.0, 2e-4),
 }
-
-
-def error(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """The largest max|y - ref| / rms(ref) over the outputs.
-
-    For integers and booleans: the share of elements that differ. Infinite where the shape differs,
-    or where an element is not finite although the reference is.
-
-    Example:
-        >>> error([np.array([1.0, 2.0])], [np.array([1.0, 2.0])])
-        0.0
-    """
-    if len(outputs) != len(expected):
-        return float("inf")
-    return max((_one(y, ref) for y, ref in zip(outputs, expected, strict=True)), default=0.0)
 
 
 def not_a_number(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> bool:
@@ -52,22 +42,3 @@ def tolerance(yardstick: float, tolerance_class: str) -> float:
 
 def _stray(y: np.ndarray, ref: np.ndarray) -> bool:
     return bool(np.any(~np.isfinite(y) & np.isfinite(ref)))
-
-
-def _one(y: np.ndarray, ref: np.ndarray) -> float:
-    if y.shape != ref.shape:
-        return float("inf")
-    if ref.size == 0:
-        return 0.0
-    if not np.issubdtype(ref.dtype, np.inexact):
-        return float(np.mean(y != ref))
-    finite = np.isfinite(ref)
-    if _stray(y, ref) or not _same_infinities(y, ref, finite):
-        return float("inf")
-    scale = float(np.sqrt(np.mean(np.square(ref[finite], dtype=np.float64)))) if finite.any() else 1.0
-    gap = np.max(np.abs(y[finite].astype(np.float64) - ref[finite]), initial=0.0)
-    return float(gap) / (scale or 1.0)
-
-
-def _same_infinities(y: np.ndarray, ref: np.ndarray, finite: np.ndarray) -> bool:
-    return bool(np.array_equal(y[~finite], ref[~finite].astype(y.dtype), equal_nan=True))

@@ -54,7 +54,9 @@ class Child:
         self._closed = False
         self._send([entry or os.getcwd() for entry in sys.path])
 
-    def call(self, function: str, *, timeout: float = 600.0, watch: bool = True, **arguments: Any) -> Any:
+    def call(
+        self, function: str, *, timeout: float = 600.0, watch: bool = True, **arguments: Any
+    ) -> Any:
         """Run a function in the child and wait for its result.
 
         Args:

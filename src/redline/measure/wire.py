@@ -1,4 +1,4 @@
-"""How parent and child talk: length-prefixed msgpack frames that may hold NumPy arrays. No pickle."""
+"""How parent and child talk: length-prefixed msgpack frames with NumPy arrays. No pickle."""
 
 from __future__ import annotations
 

@@ -23,7 +23,12 @@ _SLOW = 10.0  # seconds: a model slower than this is not called again just to wa
 
 
 def open_runner(
-    state: dict[str, Any], *, part: dict[str, Any], folder: str, graph: str | None, signature: dict[str, Any]
+    state: dict[str, Any],
+    *,
+    part: dict[str, Any],
+    folder: str,
+    graph: str | None,
+    signature: dict[str, Any],
 ) -> float:
     """Open a part that lies in a folder; returns the seconds it took."""
     start = time.perf_counter()
@@ -38,7 +43,7 @@ def open_engine(state: dict[str, Any], *, path: str, trust: bool) -> str:
     """Open an engine file; returns the backend that runs it."""
     session = load.open_engine(path, trust=trust)
     state["runner"] = session
-    return session.part.backend
+    return session.part.backend if session.part else ""
 
 
 def run(state: dict[str, Any], *, inputs: list[np.ndarray]) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""The timing cache: what was measured, and the parts that were built, by everything that decides them."""
+"""The timing cache: measurements and built parts, by everything that decides them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def make_key(**facts: Any) -> str:
     """A key from everything that can change the answer.
 
     Example:
-        >>> make_key(graph="ab", setting={"threads": 2}) == make_key(setting={"threads": 2}, graph="ab")
+        >>> make_key(graph="ab", threads=2) == make_key(threads=2, graph="ab")
         True
     """
     return hashlib.sha256(msgspec.json.encode(facts, order="sorted")).hexdigest()

@@ -13,8 +13,26 @@ from redline.measure.record import Record
 Objective = Literal["latency", "throughput", "memory", "size"]
 
 _UNITS = {
-    "time": {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0},
-    "bytes": {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30},
+    "time": {
+        "ns": 1e-9,
+        "us": 1e-6,
+        "µs": 1e-6,
+        "ms": 1e-3,
+        "s": 1.0,
+        "m": 60.0,
+        "min": 60.0,
+        "h": 3600.0,
+    },
+    "bytes": {
+        "": 1,
+        "b": 1,
+        "kb": 1e3,
+        "mb": 1e6,
+        "gb": 1e9,
+        "kib": 2**10,
+        "mib": 2**20,
+        "gib": 2**30,
+    },
 }
 
 
@@ -121,14 +139,19 @@ def quantity(value: float | str, kind: str, name: str) -> float:
     """
     units = _UNITS[kind]
     examples = "'5ms', '90s', '3m'" if kind == "time" else "'40MB', '64MiB'"
-    hint = f"give a positive number of {'seconds' if kind == 'time' else 'bytes'}, or text like {examples}"
+    unit = "seconds" if kind == "time" else "bytes"
+    hint = f"give a positive number of {unit}, or text like {examples}"
     if isinstance(value, str):
         match = re.fullmatch(r"\s*([0-9.]+(?:e-?\d+)?)\s*([a-zµ]*)\s*", value.lower())
         unit = (match[2] or ("s" if kind == "time" else "")) if match else None
         if match is None or unit not in units or match[1].count(".") > 1:
             raise GoalError(f"{name} is {value!r}, which cannot be read", hint=hint)
         value = float(match[1]) * units[unit]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 < value < float("inf")
+    ):
         raise GoalError(f"{name} is {value!r}, expected more than zero", hint=hint)
     return float(value)
 

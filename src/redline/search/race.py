@@ -75,7 +75,7 @@ def _final(running: list[Lane], deadline: float, tick: Callable[[str], None]) ->
     least, most = _ROUNDS
     for number in range(most):
         late = time.monotonic() > deadline
-        if number and late or number >= least and _sure(running):
+        if (number and late) or (number >= least and _sure(running)):
             break
         tick(f"final of {len(running)}, round {number + 1}")
         running = _round(running)
@@ -83,7 +83,7 @@ def _final(running: list[Lane], deadline: float, tick: Callable[[str], None]) ->
 
 
 def _round(lanes: list[Lane]) -> list[Lane]:
-    """One turn each forwards, one each backwards; the round's number is the mean of both medians."""
+    """One turn each forwards, one each backwards; a round's number is the mean of both medians."""
     turns: dict[str, list[float]] = {lane.id: [] for lane in lanes}
     for lane in (*lanes, *reversed(lanes)):
         if lane.failure:
