@@ -1,8 +1,8 @@
 """From a PyTorch model to the fastest engine your machine can run: verified, explained, served.
 
-    engine = redline.optimize(model, example_inputs)
-    y = engine(x)
-    engine.save("model.redline")
+engine = redline.optimize(model, example_inputs)
+y = engine(x)
+engine.save("model.redline")
 """
 
 import importlib

@@ -24,10 +24,14 @@ KNOBS = {
     knob.name: knob
     for knob in (
         Knob("REDLINE_CACHE_DIR", "", "folder of timings, built parts and the machine card"),
-        Knob("REDLINE_CONFIG_DIR", "", "folder of this machine's signing key and the keys it trusts"),
+        Knob(
+            "REDLINE_CONFIG_DIR", "", "folder of this machine's signing key and the keys it trusts"
+        ),
         Knob("REDLINE_BUDGET", "60s", "time that optimize() may take when none is given"),
         Knob("REDLINE_THREADS", "0", "threads an engine may use; 0 means every usable core"),
-        Knob("REDLINE_MEMORY_LIMIT", "0", "bytes a candidate may use; 0 means 80 % of what is free"),
+        Knob(
+            "REDLINE_MEMORY_LIMIT", "0", "bytes a candidate may use; 0 means 80 % of what is free"
+        ),
         Knob("REDLINE_CACHE", "1", "0 turns the timing cache off"),
         Knob("REDLINE_PROGRESS", "auto", "progress on stderr: auto (on a terminal), 1 or 0"),
         Knob("REDLINE_DEBUG", "0", "0 to 5: 1 timings, 2 plan, 3 graphs, 4 code, 5 every rewrite"),

@@ -350,4 +350,6 @@ def as_call(given: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         ((1,), {'mask': 2})
     """
     positional = tuple(value for name, value in given.items() if name.startswith("args_"))
-    return positional, {name: value for name, value in given.items() if not name.startswith("args_")}
+    return positional, {
+        name: value for name, value in given.items() if not name.startswith("args_")
+    }
