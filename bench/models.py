@@ -10,13 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
+import torchvision_ops  # noqa: F401
+
+# isort: split
+# Only now torchvision, and timm, which imports it.
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from transformers import BertConfig, BertModel
-
-import torchvision_ops  # noqa: F401 - must come before torchvision
 
 Model = tuple[nn.Module, Any]
 

@@ -17,7 +17,7 @@ from redline.capture.capture import capture
 from redline.capture.cases import make_cases
 from redline.capture.reference import make_reference
 from redline.contest import Outcome, contest, forget, nothing_left, propose
-from redline.crowning import Evaluate, crown
+from redline.crowning import Evaluate, crown, fall_back
 from redline.drop_in import Engine, Package
 from redline.errors import GoalError, RefusedError
 from redline.graph.cost import cost
@@ -113,6 +113,7 @@ def optimize(
                 forget(bench, candidates)
                 outcomes = contest(bench, candidates, seconds, start, say)
                 crowned = crown(bench, outcomes, goal, evaluate)
+        crowned = crowned or fall_back(bench, outcomes)
         if crowned is None:
             raise nothing_left([outcome.entry.record for outcome in outcomes] + left_out)
         winner, session, records, package = crowned
@@ -180,7 +181,7 @@ def _write_up(
         origin=model.origin,
         machine=msgspec.to_builtins(machine.card()),
         goal=str(goal),
-        verdict=goal.verdict(chosen),
+        verdict=goal.verdict(chosen) if chosen.timing else "not measured",
         records=tuple(records),
         operators=work.operators if work else {},
         flops=work.flops if work else 0.0,

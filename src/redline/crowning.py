@@ -57,6 +57,21 @@ def crown(
     return None
 
 
+def fall_back(bench: Bench, outcomes: Sequence[Outcome]) -> Crowned | None:
+    """The model as it is, when Ctrl-C or the budget came before anything had been timed."""
+    for outcome in outcomes:
+        entry, candidate = outcome.entry, outcome.candidate
+        if candidate is None or candidate.backend != "eager" or candidate.setting:
+            continue
+        reason = "nothing was ready in time; the model runs as it is"
+        record = replace(entry.record, winner=True, reason=reason)
+        chosen = replace(outcome, entry=replace(entry, record=record))
+        package = _pack(bench, chosen, outcomes)
+        records = [record if one is outcome else one.entry.record for one in outcomes]
+        return chosen, _open_here(bench, chosen, None), records, package
+    return None
+
+
 def _pack(bench: Bench, winner: Outcome, outcomes: Sequence[Outcome]) -> Package | None:
     """The winner's part, the fastest packable one if it has none, and the portable one."""
     ranked = [winner, *sorted(outcomes, key=lambda outcome: _median(outcome.entry.record))]

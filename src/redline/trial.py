@@ -182,6 +182,8 @@ class Trial:
 
     def fail(self, error: errors.RedlineError) -> None:
         """Turn the record into a failure and let go of the child."""
+        if self.bench.cancelled and isinstance(error, errors.ChildError):
+            error = SkippedError("stopped before it was ready")
         reason = f"{error.what} ({error.where})" if error.where else error.what
         self.record = replace(
             self.record, outcome=outcome_of(error), reason=reason, hint=error.hint

@@ -78,9 +78,13 @@ def _check(signature: Signature) -> None:
         raise RefusedError(f"pnnx fixes every size, but {names} may change")
     for spec in signature.inputs:
         if spec.dtype not in _DTYPES:
-            raise RefusedError(f"input {spec.name!r} is {spec.dtype}; ncnn takes float32 and integers")
+            raise RefusedError(
+                f"input {spec.name!r} is {spec.dtype}; ncnn takes float32 and integers"
+            )
         if len(spec.shape) > 4 or (spec.shape and spec.shape[0] != 1):
-            raise RefusedError(f"input {spec.name!r} has shape {spec.shape}; ncnn takes batch 1 only")
+            raise RefusedError(
+                f"input {spec.name!r} has shape {spec.shape}; ncnn takes batch 1 only"
+            )
 
 
 def _convert(graph: Path, signature: Signature, work: Path) -> None:

@@ -67,7 +67,9 @@ def _optimized_operators(graph: Path, level: str) -> dict[str, int]:
     with tempfile.TemporaryDirectory() as folder:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, _LEVELS[level])
+        options.graph_optimization_level = getattr(
+            onnxruntime.GraphOptimizationLevel, _LEVELS[level]
+        )
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
         try:
             onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

@@ -70,4 +70,6 @@ def _compiled_operators(graph: Path, candidate: Candidate) -> dict[str, int]:
     except Exception as error:
         raise BuildError(f"openvino cannot compile the graph: {str(error)[:500]}") from error
     kinds = Counter(str(layer.get_rt_info()["layerType"].astype(str)) for layer in layers)
-    return {kind: count for kind, count in kinds.items() if kind not in ("Const", "Input", "Output")}
+    return {
+        kind: count for kind, count in kinds.items() if kind not in ("Const", "Input", "Output")
+    }

@@ -65,7 +65,9 @@ def capture(
         return capture_module(model, example_inputs, **options)
     if isinstance(model, bytes) or type(model).__name__ in ("ModelProto", "Model"):
         return load_onnx(model, example_inputs, dynamic=dynamic, name=name)
-    raise ModelError(f"got a {type(model).__qualname__}, which is not a model", hint=f"give {_ACCEPTED}")
+    raise ModelError(
+        f"got a {type(model).__qualname__}, which is not a model", hint=f"give {_ACCEPTED}"
+    )
 
 
 def _from_path(path: Path, example: Any, trust: bool, options: dict[str, Any]) -> Model:
@@ -85,7 +87,9 @@ def _from_path(path: Path, example: Any, trust: bool, options: dict[str, Any]) -
 def _no_such_file(path: Path) -> InputError:
     near: list[str] = []
     if path.parent.is_dir():
-        near = difflib.get_close_matches(path.name, [one.name for one in path.parent.iterdir()], n=1)
+        near = difflib.get_close_matches(
+            path.name, [one.name for one in path.parent.iterdir()], n=1
+        )
     guess = f"did you mean {path.parent / near[0]}?" if near else "check the path"
     kind = "is a folder, expected a file" if path.is_dir() else "does not exist"
     return InputError(f"{path} {kind}", hint=guess)

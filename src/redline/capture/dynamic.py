@@ -24,7 +24,9 @@ class Axes:
     def shape(self, leaf: int, static: Shape, sizes: Mapping[str, int]) -> Shape:
         """A leaf's shape with its dynamic axes at the given sizes."""
         place = self.places[leaf]
-        return tuple(sizes[place[axis]] if axis in place else size for axis, size in enumerate(static))
+        return tuple(
+            sizes[place[axis]] if axis in place else size for axis, size in enumerate(static)
+        )
 
 
 def parse(dynamic: Mapping[str, Any] | None, names: Sequence[str], shapes: Sequence[Shape]) -> Axes:
@@ -116,7 +118,12 @@ def _specialized(words: str, what: str) -> SpecializedAxisError:
 
 
 def _add(
-    dims: dict[str, Dim], places: list[dict[int, str]], leaf: int, axis: int, span: Any, default: str
+    dims: dict[str, Dim],
+    places: list[dict[int, str]],
+    leaf: int,
+    axis: int,
+    span: Any,
+    default: str,
 ) -> None:
     name, sizes = default, span
     if isinstance(span, Sequence) and span and isinstance(span[0], str):

@@ -64,9 +64,7 @@ def to_graph(
     return model
 
 
-def rename(
-    model: onnx_ir.Model, axes: Axes, inputs: Sequence[str], outputs: Sequence[str]
-) -> None:
+def rename(model: onnx_ir.Model, axes: Axes, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Give inputs, outputs and dynamic dims the names of the signature, in place."""
     graph = model.graph
     if len(graph.inputs) != len(inputs) or len(graph.outputs) != len(outputs):

@@ -14,7 +14,9 @@ import numpy as np
 
 from redline.errors import InputError, ModelError, RedlineError
 
-_SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_][\w.]*)[:=])?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
+_SHAPE = re.compile(
+    r"(?:(?P<name>[A-Za-z_][\w.]*)[:=])?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?"
+)
 _TOKENS = 100  # random integers stay below: small enough for any vocabulary
 
 
@@ -91,7 +93,9 @@ def parse_inputs(texts: Sequence[str]) -> Any:
     pairs = [pair for text in texts for pair in _parse(text, random)]
     named = [name for name, _ in pairs if name]
     if named and len(named) < len(pairs):
-        raise InputError(f"only some inputs have a name: {', '.join(named)}", hint="name all or none")
+        raise InputError(
+            f"only some inputs have a name: {', '.join(named)}", hint="name all or none"
+        )
     return dict(pairs) if named else tuple(array for _, array in pairs)
 
 
@@ -126,7 +130,8 @@ def _random(
         kind = np.dtype(dtype)
     except TypeError:
         raise InputError(
-            f"--input {text!r}: there is no dtype {dtype!r}", hint="for example float32, int64, bool"
+            f"--input {text!r}: there is no dtype {dtype!r}",
+            hint="for example float32, int64, bool",
         ) from None
     if kind.kind == "f":
         return random.normal(size=shape).astype(kind)

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from redline.graph.model import Note
 
-_LIBRARIES = re.compile(r"site-packages|dist-packages|/lib/python3|<frozen|<string>|<eval_with_key>")
+_LIBRARIES = re.compile(
+    r"site-packages|dist-packages|/lib/python3|<frozen|<string>|<eval_with_key>"
+)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
 _OURS = Path(__file__).resolve().parents[1]
 

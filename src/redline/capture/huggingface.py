@@ -31,9 +31,7 @@ def is_pipeline(model: Any) -> bool:
 
 
 @contextmanager
-def as_exportable(
-    model: torch.nn.Module, example: Any
-) -> Iterator[tuple[torch.nn.Module, Any]]:
+def as_exportable(model: torch.nn.Module, example: Any) -> Iterator[tuple[torch.nn.Module, Any]]:
     """The model with its cache of keys and values off, while it is captured.
 
     An engine is a function of its inputs: a cache that grows from call to call is not one of its

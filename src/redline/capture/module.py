@@ -53,7 +53,9 @@ def capture_module(
         for part in trained:
             part.training = True
     if trained:
-        note = Note(f"{len(trained)} parts of the model were in training mode; captured as in eval mode")
+        note = Note(
+            f"{len(trained)} parts of the model were in training mode; captured as in eval mode"
+        )
         frozen = _frozen_copy(module)
         return replace(model, module=frozen, notes=(*model.notes, note))
     return model
@@ -71,18 +73,22 @@ def _capture(
     axes = dynamics.parse(dynamic, names, [tuple(leaf.shape) for leaf in leaves])
     opts = {dim.name: dim.opt for dim in axes.dims}
     example = [
-        dynamics.resize(leaf, axes.shape(i, tuple(leaf.shape), opts)) for i, leaf in enumerate(leaves)
+        dynamics.resize(leaf, axes.shape(i, tuple(leaf.shape), opts))
+        for i, leaf in enumerate(leaves)
     ]
     output_tree, outputs = _run(module, input_tree, example)
     output_names = _unique(leaf_names(output_tree, "output"), names)
     flat = Flat(module, input_tree, output_tree)
     sizes = dynamics.traced_sizes(axes)
     traced = [
-        dynamics.resize(leaf, axes.shape(i, tuple(leaf.shape), sizes)) for i, leaf in enumerate(leaves)
+        dynamics.resize(leaf, axes.shape(i, tuple(leaf.shape), sizes))
+        for i, leaf in enumerate(leaves)
     ]
     program, graph, notes = _export(flat, traced, axes, names, output_names)
     signature = Signature(
-        inputs=tuple(_spec(n, leaf, axes, i) for i, (n, leaf) in enumerate(zip(names, example, strict=True))),
+        inputs=tuple(
+            _spec(n, leaf, axes, i) for i, (n, leaf) in enumerate(zip(names, example, strict=True))
+        ),
         outputs=_output_specs(output_names, outputs, flat, example, axes),
         input_tree=input_tree,
         output_tree=output_tree,
@@ -114,7 +120,9 @@ def _export(
     except Exception as error:
         note = explain(error, "torch.export")
         if axes.dims and classify(error) == "constraints-violated":
-            raise SpecializedAxisError(note.what, where=note.where, hint=_suggestion(error)) from error
+            raise SpecializedAxisError(
+                note.what, where=note.where, hint=_suggestion(error)
+            ) from error
         return None, None, [note]
     if axes.dims:
         dynamics.check_ends(axes, leaves, program, flat)
@@ -172,7 +180,8 @@ def _output_specs(
         other = dim.max if dim.opt != dim.max else dim.min
         sizes = {one.name: other if one is dim else one.opt for one in axes.dims}
         moved = [
-            dynamics.resize(leaf, axes.shape(i, tuple(leaf.shape), sizes)) for i, leaf in enumerate(example)
+            dynamics.resize(leaf, axes.shape(i, tuple(leaf.shape), sizes))
+            for i, leaf in enumerate(example)
         ]
         with torch.no_grad():
             results = flat(*moved)
@@ -218,7 +227,9 @@ def module_hash(module: torch.nn.Module) -> str:
             digest.update(inspect.getsource(kind).encode())
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 

@@ -83,7 +83,9 @@ def from_script(module: torch.jit.ScriptModule, example: Any, **options: Any) ->
     except Exception as error:
         note = explain(error, "torch.onnx.export of TorchScript")
         return replace(model, notes=(*model.notes, note))
-    note = Note("TorchScript was translated by the older ONNX exporter", hint="build the model in Python")
+    note = Note(
+        "TorchScript was translated by the older ONNX exporter", hint="build the model in Python"
+    )
     return replace(model, graph=graph, graph_hash=graph_hash(graph), notes=(note,))
 
 

@@ -12,7 +12,10 @@ from redline.cli import options
 def bench(
     targets: Annotated[
         list[str],
-        typer.Argument(help="Engine files, .onnx files and pkg.module:factory, in any mix."),
+        typer.Argument(
+            metavar="TARGET",
+            help="Engine files, .onnx files and pkg.module:factory, in any mix.",
+        ),
     ],
     input: options.Inputs = None,
     report: options.Html = None,
@@ -20,8 +23,9 @@ def bench(
     trust: options.Trust = False,
     json: options.Json = False,
 ) -> None:
-    """Time several things side by side, in turns, each in a process of its own.
+    """Time several things side by side.
 
+    They take turns, each in a process of its own.
     The outputs of all are held against the first one's. Inputs are those stored in the first engine
     unless given.
 

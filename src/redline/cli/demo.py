@@ -15,10 +15,12 @@ def demo(
         "demo-out"
     ),
     budget: Annotated[str, typer.Option(metavar="TIME", help="What optimizing may take.")] = "45s",
-    seed: Annotated[int, typer.Option(help="Of training and verifying.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of training and verifying.")] = 0,
     json: options.Json = False,
 ) -> None:
-    """Train a small network on real digits, optimize it, and use its engine without torch.
+    """Train, optimize, verify and use a small network, in a minute.
+
+    Real digits; the engine then classifies those held out, in a process without torch.
 
     Example: redline demo
     """

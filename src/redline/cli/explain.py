@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
 
 def explain(
-    engine: Annotated[Path, typer.Argument(help="An engine file.")],
+    engine: options.EngineFile,
     report: options.Html = None,
     json: options.Json = False,
 ) -> None:
-    """Say why the winner won, how near this machine's limit it is, and what each compiler does.
+    """Say why an engine is what it is.
+
+    Why the winner won, how near this machine's limit it is, and what each compiler does.
 
     Nothing in the file is run, so it need not be trusted, nor its backend be installed.
 

@@ -37,10 +37,11 @@ class _Group(TyperGroup):
 
 app = typer.Typer(
     cls=_Group,
-    help="From a PyTorch model to the fastest engine your machine can run: verified, explained.",
+    help="From a PyTorch model to the fastest engine your machine can run.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # plain help is quick, and the same in a pipe and in docs/cli.md
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
 

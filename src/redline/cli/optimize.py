@@ -13,21 +13,31 @@ from redline.cli import options
 def optimize(
     model: Annotated[
         str,
-        typer.Argument(help="pkg.module:factory, or an .onnx, TorchScript .pt or .pt2 file."),
+        typer.Argument(
+            metavar="MODEL", help="pkg.module:factory, or an .onnx, TorchScript .pt or .pt2 file."
+        ),
     ],
     input: options.Inputs = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Where to save the engine: NAME.redline.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Where to save the engine: NAME.redline."
+        ),
     ] = None,
     report: options.Html = None,
     backend: Annotated[
-        list[str] | None, typer.Option(help="Try only this backend. Can be given again.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Try only this backend. Can be given again."),
     ] = None,
     precision: Annotated[
-        list[str] | None, typer.Option(help="Try this precision. Can be given again.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Try this precision. Can be given again."),
     ] = None,
     minimize: Annotated[
-        str, typer.Option(help="latency, throughput (as high as can be), memory or size.")
+        str,
+        typer.Option(
+            metavar="GOAL", help="latency, throughput (as high as can be), memory or size."
+        ),
     ] = "latency",
     max_latency: Annotated[
         str | None, typer.Option(metavar="TIME", help="A limit, such as 5ms.")
@@ -47,7 +57,7 @@ def optimize(
         ),
     ] = None,
     budget: options.Budget = None,
-    seed: Annotated[int, typer.Option(help="Of the random inputs to verify on.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the random inputs to verify on.")] = 0,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Measure anew what is in the timing cache.")
     ] = False,
@@ -57,8 +67,9 @@ def optimize(
     trust: options.Trust = False,
     json: options.Json = False,
 ) -> None:
-    """Find the fastest verified engine for a model on this machine, and save it.
+    """Find the fastest verified engine for a model, and save it.
 
+    Every backend of this machine is tried, in a process of its own, and its numbers are checked.
     Ctrl-C ends the search early: the best engine so far is reported and saved.
 
     Example: redline optimize pkg.models:build --input 1x3x224x224 -o model.redline

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ import typer
 
 from redline.errors import InputError
 
+EngineFile = Annotated[
+    Path, typer.Argument(metavar="ENGINE", exists=True, dir_okay=False, help="An engine file.")
+]
 Inputs = Annotated[
     list[str] | None,
     typer.Option(
@@ -126,5 +130,6 @@ def _print(renderable: Any, stderr: bool) -> None:
     """In colour on a terminal, plain in a pipe or under NO_COLOR; text is never folded."""
     from rich.console import Console
 
-    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
+    width = shutil.get_terminal_size((100, 24)).columns
+    console = Console(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
     console.print(renderable, soft_wrap=isinstance(renderable, str))

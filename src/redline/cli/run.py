@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from redline.cli import arrays, options
+from redline.cli import options
 from redline.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 
 
 def run(
-    engine: Annotated[Path, typer.Argument(help="An engine file.")],
+    engine: options.EngineFile,
     input: options.Inputs = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Where to save the outputs: .npz, or .npy for one."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where to save the outputs: .npz, or .npy for one.",
+        ),
     ] = None,
     part: Annotated[
         str | None, typer.Option(metavar="BACKEND", help="Run this backend's part of the engine.")
@@ -29,13 +34,16 @@ def run(
     trust: options.Trust = False,
     json: options.Json = False,
 ) -> None:
-    """Run an engine once; without --input on the inputs that are stored in it.
+    """Run an engine once.
+
+    Without --input it runs on the inputs that are stored in it.
 
     Example: redline run model.redline --input x.npy -o y.npy
     """
     options.can_be_written(output, ".npy", ".npz")
 
     from redline.capture.factory import parse_inputs
+    from redline.cli import arrays
     from redline.runtime.check import check_arrays
     from redline.runtime.load import open_engine
 

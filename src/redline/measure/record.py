@@ -84,7 +84,7 @@ class Study:
     Attributes:
         model: its name; `origin`: where it came from (module, onnx, ...).
         machine: the machine card as a dict (redline.machine.Machine via msgspec.to_builtins).
-        goal: in words, e.g. "minimize latency, max_size 40 MB"; `verdict`: met, or missed by how much.
+        goal: in words, e.g. "minimize latency"; `verdict`: met, or missed by how much.
         operators: type -> count before optimisation; flops, bytes (least memory traffic) and
             parameters of the graph at its opt sizes.
         yardstick: eager float32's own error against the float64 reference, and how it was made.
