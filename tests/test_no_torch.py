@@ -5,12 +5,14 @@ import subprocess
 import sys
 import textwrap
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 
 from redline.engine.file import save
 from redline.engine.manifest import Check
+from redline.measure.record import Study
 from redline.runtime.load import PORTABLE
 from redline.signature import Dim, Signature, TensorSpec, Tree
 
@@ -43,6 +45,7 @@ def engine_file(tmp_path):
     model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=10)
     specs = [TensorSpec(name, "float32", ("batch", 3)) for name in "xy"]
     tree = Tree("dict", ("x",), (Tree(),))
+    study = Study("double", "onnx", {}, "minimize latency", "met", records=())
     save(
         path,
         name="double",
@@ -52,6 +55,7 @@ def engine_file(tmp_path):
         check=Check(tolerance=1e-6, latency_s=1e-6),
         inputs=[x],
         outputs=[x + x],
+        provenance={"study": msgspec.to_builtins(study)},
     )
     return path
 
