@@ -13,7 +13,9 @@ from redline.measure.statistics import ratio
 
 FINALISTS = 4
 _BLOCK = 0.04  # seconds of calls in one turn; a slower model makes one call
-_SETTLE = 0.003  # seconds between turns: the last one's spinning threads go to sleep
+# Seconds between turns: threads go on spinning after a call, ONNX Runtime's for 30 ms and OpenMP's
+# for 5 (read from the CPU time of an idle process), and would take the next one's core.
+_SETTLE = 0.04
 _ROUNDS = (5, 24)  # of the final: at least, at most
 _SURE = 0.01  # stop when the half-width of every interval against the leader is below this
 _TRIM = 3.0  # after the first round, whoever is this many times behind the leader leaves
