@@ -144,6 +144,16 @@ def caches(root: Path = _ROOT) -> tuple[int, int, int]:
     return sizes.get("1", 0), sizes.get("2", 0), sizes.get("3", 0)
 
 
+def cpp_compiler() -> str | None:
+    """The path of this machine's C++ compiler; None where there is none.
+
+    Example:
+        >>> cpp_compiler() == cpp_compiler()
+        True
+    """
+    return next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+
+
 def card(*, refresh: bool = False) -> Machine:
     """This machine's card, measured in under three seconds the first time and then read back.
 
@@ -193,7 +203,7 @@ class _Rates:
 
 def _measure() -> _Rates:
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    compiler = next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+    compiler = cpp_compiler()
     if compiler:
         try:
             found, isa = _run_probe(compiler)
