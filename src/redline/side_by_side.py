@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 import time
 from collections.abc import Sequence
@@ -92,12 +93,7 @@ def compare(
                 say(f"opening {target}")
                 home = Path(folder) / str(number)
                 home.mkdir()
-                example = (
-                    example_inputs
-                    if example_inputs is not None or not opened
-                    else _named(opened[0])
-                )
-                opened.append(_open(target, example, home, trust))
+                opened.append(_open(target, example_inputs, opened[:1], home, trust))
                 _same_inputs(opened)
             records = _time(opened, start + seconds, say)
         finally:
@@ -123,16 +119,27 @@ def compare(
     )
 
 
-def _open(target: Any, example: Any, home: Path, trust: bool) -> _Target:
+def _open(target: Any, example: Any, first: Sequence[_Target], home: Path, trust: bool) -> _Target:
     path = Path(target) if isinstance(target, str | Path) else None
     if path is not None and path.suffix == ".redline":
         return _open_engine(path, trust)
     if path is not None and path.suffix != ".onnx" and ":" in str(target) and not path.exists():
         target = load_factory(str(target))
+    if example is None and first:
+        example = _inherited(first[0], target)
     model = capture(target, example, trust=trust)
     if model.module is None:
         return _open_graph(model, home)
     return _open_module(model)
+
+
+def _inherited(first: _Target, target: Any) -> Any:
+    """The first target's inputs: by name where forward has these names, else by position."""
+    names = [spec.name for spec in first.signature.inputs]
+    forward = getattr(target, "forward", None)
+    if forward is not None and set(names) <= set(inspect.signature(forward).parameters):
+        return dict(zip(names, first.example, strict=True))
+    return tuple(first.example)
 
 
 def _open_engine(path: Path, trust: bool) -> _Target:
@@ -171,12 +178,6 @@ def _open_module(model: Model) -> _Target:
         module=pack_module(model.module),
     )
     return _Target(model.name, "eager", child, model.signature, model.example)
-
-
-def _named(first: _Target) -> dict[str, np.ndarray]:
-    return {
-        spec.name: array for spec, array in zip(first.signature.inputs, first.example, strict=True)
-    }
 
 
 def _same_inputs(opened: Sequence[_Target]) -> None:
