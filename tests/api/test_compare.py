@@ -34,7 +34,9 @@ def test_engine_onnx_file_and_module_side_by_side(onnx_file, tmp_path):
     net = torch.nn.Linear(4, 2, bias=False).eval()
     with torch.no_grad():
         net.weight.fill_(1.0)
-    report = redline.compare([path, onnx_file, torch.nn.Sequential(net, torch.nn.ReLU())], budget=8)
+    report = redline.compare(
+        [path, onnx_file, torch.nn.Sequential(net, torch.nn.ReLU()).eval()], budget=8
+    )
     assert [record.outcome for record in report.records] == ["ok"] * 3
     assert {record.backend for record in report.records} == {"onnxruntime", "eager"}
     assert all(record.error < 1e-5 for record in report.records)
