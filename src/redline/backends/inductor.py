@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from redline.backends.base import Candidate, Missing, Source, Traits
 from redline.engine.manifest import Part
@@ -96,7 +99,8 @@ def _compiler() -> str | None:
 
     try:
         name = cpp_builder.get_cpp_compiler()
-        return f"{Path(name).name} {cpp_builder.get_compiler_version_info(name).splitlines()[0]}"
+        told = re.search(r"version (\d\S*)", cpp_builder.get_compiler_version_info(name))
+        return f"{Path(name).name} {told[1] if told else ''}".strip()
     except (exc.InvalidCxxCompiler, OSError, RuntimeError):
         return None
 
@@ -116,14 +120,10 @@ def _flags(isa: str) -> tuple[str, ...]:
 
 def _kernels(package: Path) -> dict[str, int]:
     """Generated kernels and library calls, counted in the C++ source inside the package."""
-    import re
-    import zipfile
-    from collections import Counter
-
     counts: Counter[str] = Counter()
     with zipfile.ZipFile(package) as archive:
         for name in archive.namelist():
-            if name.endswith(".wrapper.cpp") or name.endswith(".cpp"):
+            if name.endswith(".cpp"):
                 text = archive.read(name).decode(errors="replace")
                 called = re.findall(r"\b(aoti_torch_cpu_\w+|cpp_fused_\w+?_\d+)\(", text)
                 for call in called:
@@ -134,6 +134,3 @@ def _kernels(package: Path) -> dict[str, int]:
 def _first_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
-
-
-__all__: list[Any] = ["InductorBackend"]
