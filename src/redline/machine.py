@@ -1,4 +1,4 @@
-"""The machine card: what this machine is, and what it can do at best. Measured once, cached."""
+"""The machine card: what this machine is, and what it can do at best; measured once, then kept."""
 
 from __future__ import annotations
 
@@ -12,21 +12,28 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 import psutil
 
 from redline import knobs
 
+COMPILERS = ("g++", "clang++", "c++")
+
 _LOG = logging.getLogger("redline")
 _ROOT = Path("/")
 _PROBE = Path(__file__).with_name("machine_probe.cpp")
-_TIMEOUT = 60  # seconds for the compiler or the probe
+_TIMEOUT = 60  # seconds for the compiler, and for the probe
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+_SMALLEST_BUFFER, _LARGEST_BUFFER = 256 << 20, 1 << 30  # bytes read to measure bandwidth
 
 
 @dataclass(frozen=True)
@@ -65,93 +72,17 @@ class Machine:
     python: str
 
 
-def usable_cores(root: Path = _ROOT) -> int:
-    """Cores this process may use: the least of affinity, cgroup quota and REDLINE_THREADS.
+@dataclass(frozen=True)
+class _Rates:
+    """What is measured and cached."""
 
-    Example:
-        >>> usable_cores() >= 1
-        True
-    """
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    quota = _cgroup_quota(root)
-    if quota:
-        cores = min(cores, max(1, round(quota)))
-    limit = knobs.number("REDLINE_THREADS")
-    return max(1, min(cores, limit) if limit > 0 else cores)
-
-
-def memory_total(root: Path = _ROOT) -> int:
-    """Bytes of memory, or of the cgroup's limit where that is less."""
-    limit = _cgroup_number(root, "memory.max", "memory/memory.limit_in_bytes")
-    total = int(psutil.virtual_memory().total)
-    return min(total, limit) if limit else total
-
-
-def memory_available(root: Path = _ROOT) -> int:
-    """Bytes that can be used now without swapping, within the cgroup's limit."""
-    free = int(psutil.virtual_memory().available)
-    limit = _cgroup_number(root, "memory.max", "memory/memory.limit_in_bytes")
-    used = _cgroup_number(root, "memory.current", "memory/memory.usage_in_bytes")
-    return min(free, max(0, limit - used)) if limit else free
-
-
-@functools.cache
-def isa_flags() -> frozenset[str]:
-    """CPU flags as Linux spells them; empty where the system does not tell.
-
-    Example:
-        >>> "avx2" in isa_flags() or True
-        True
-    """
-    if sys.platform == "darwin":
-        words = _output(["sysctl", "-n", "machdep.cpu.features", "machdep.cpu.leaf7_features"])
-        found = {word.lower().replace(".", "_") for word in words.split()}
-        return frozenset(found | ({"asimd"} if platform.machine() == "arm64" else set()))
-    return flags_of(_text(_ROOT / "proc/cpuinfo"))
-
-
-def flags_of(cpuinfo: str) -> frozenset[str]:
-    """The flags in the text of /proc/cpuinfo.
-
-    Example:
-        >>> sorted(flags_of("flags : fpu avx2"))
-        ['avx2', 'fpu']
-    """
-    for line in cpuinfo.splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return frozenset()
-
-
-@functools.cache
-def fingerprint() -> str:
-    """A short name for everything about this machine that decides speed; measures nothing."""
-    facts = [_cpu_name(), platform.machine(), platform.system(), *sorted(isa_flags())]
-    facts += [str(size) for size in (usable_cores(), *caches())]
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
-
-
-def caches(root: Path = _ROOT) -> tuple[int, int, int]:
-    """Bytes of one L1 data, L2 and L3 cache; 0 where unknown."""
-    sizes = {}
-    for index in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        if _text(index / "type").strip() != "Instruction":
-            sizes[_text(index / "level").strip()] = _cache_size(_text(index / "size").strip())
-    return sizes.get("1", 0), sizes.get("2", 0), sizes.get("3", 0)
-
-
-def cpp_compiler() -> str | None:
-    """The path of this machine's C++ compiler; None where there is none.
-
-    Example:
-        >>> cpp_compiler() == cpp_compiler()
-        True
-    """
-    return next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+    peak_flops_one: float
+    peak_flops: float
+    bandwidth_one: float
+    bandwidth: float
+    wake_seconds: float
+    method: str
+    measured_at: str
 
 
 def card(*, refresh: bool = False) -> Machine:
@@ -165,13 +96,12 @@ def card(*, refresh: bool = False) -> Machine:
         True
     """
     file = knobs.cache_dir() / f"machine-{fingerprint()}.json"
-    rates = None if refresh else _read_rates(file)
-    if rates is None:
-        rates = _measure()
-        _write_rates(file, rates)
+    if refresh:
+        _known.cache_clear()
+    rates = _known(file, refresh)
     l1d, l2, l3 = caches()
     return Machine(
-        cpu=_cpu_name(),
+        cpu=cpu_name(),
         arch=platform.machine(),
         isa=tuple(sorted(isa_flags())),
         cores=usable_cores(),
@@ -188,155 +118,279 @@ def card(*, refresh: bool = False) -> Machine:
     )
 
 
-@dataclass(frozen=True)
-class _Rates:
-    """What is measured and cached."""
+@functools.cache
+def fingerprint() -> str:
+    """A short name for everything about this machine that decides speed; measures nothing."""
+    facts = [cpu_name(), platform.machine(), platform.system(), *sorted(isa_flags())]
+    facts += [str(size) for size in (usable_cores(), *caches())]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
-    peak_flops_one: float
-    peak_flops: float
-    bandwidth_one: float
-    bandwidth: float
-    wake_seconds: float
-    method: str
-    measured_at: str
+
+def usable_cores(root: Path = _ROOT) -> int:
+    """Cores this process may use: the least of affinity, cgroup quota and REDLINE_THREADS.
+
+    A quota counts to the nearest core: with fewer threads it is wasted, with more they are stopped
+    in the middle of a call. A cpuset needs no reading, the kernel counts it into the affinity.
+
+    Example:
+        >>> usable_cores() >= 1
+        True
+    """
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    for quota in _cgroup_quotas(root):
+        cores = min(cores, int(quota + 0.5))
+    limit = knobs.number("REDLINE_THREADS")
+    return max(1, min(cores, limit) if limit > 0 else cores)
+
+
+def memory_total(root: Path = _ROOT) -> int:
+    """Bytes of memory, or of the tightest cgroup limit where that is less."""
+    limits = (limit for limit, _ in _cgroup_memory(root))
+    return min([int(psutil.virtual_memory().total), *limits])
+
+
+def memory_available(root: Path = _ROOT) -> int:
+    """Bytes that can be used now without swapping, within the cgroup's limits."""
+    left = (max(0, limit - used) for limit, used in _cgroup_memory(root))
+    return min([int(psutil.virtual_memory().available), *left])
+
+
+@functools.cache
+def isa_flags(root: Path = _ROOT) -> frozenset[str]:
+    """CPU flags as Linux spells them; empty where the system does not tell.
+
+    Example:
+        >>> isinstance(isa_flags(), frozenset)
+        True
+    """
+    if sys.platform == "darwin":
+        words = _output("sysctl", "-n", "machdep.cpu.features", "machdep.cpu.leaf7_features")
+        flags = words.lower().replace(".", "_").split() or ["asimd"]  # Apple's own cores say none
+        return frozenset(flags)
+    return frozenset((_cpuinfo(root, "flags") or _cpuinfo(root, "Features")).split())
+
+
+@functools.cache
+def cpu_name(root: Path = _ROOT) -> str:
+    """The processor in words; the architecture where the system does not tell."""
+    if sys.platform == "darwin":
+        return _output("sysctl", "-n", "machdep.cpu.brand_string").strip()
+    return _cpuinfo(root, "model name") or platform.processor() or platform.machine()
+
+
+def caches(root: Path = _ROOT) -> tuple[int, int, int]:
+    """Bytes of one L1 data, L2 and L3 cache; 0 where unknown."""
+    if sys.platform == "darwin":
+        texts = (_output("sysctl", "-n", f"hw.{name}cachesize") for name in ("l1d", "l2", "l3"))
+        first, second, third = map(_size, texts)
+        return first, second, third
+    sizes = {}
+    for index in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        if _text(index / "type") != "Instruction":
+            sizes[_text(index / "level")] = _size(_text(index / "size"))
+    return sizes.get("1", 0), sizes.get("2", 0), sizes.get("3", 0)
+
+
+# --- measuring ---------------------------------------------------------------------------------
+
+
+@functools.cache
+def _known(file: Path, refresh: bool) -> _Rates:
+    """The rates from a file, or measured and kept there; once in a process, whatever the disk."""
+    rates = None if refresh else _read_rates(file)
+    if rates is None:
+        rates = _measure()
+        _write_rates(file, rates)
+    return rates
 
 
 def _measure() -> _Rates:
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    compiler = cpp_compiler()
+    cores, nbytes = usable_cores(), _buffer_bytes()
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    reason = "no C++ compiler"
     if compiler:
         try:
-            found, isa = _run_probe(compiler)
-            return _Rates(
-                **found, method=f"C++ loops, {isa}, {Path(compiler).name}", measured_at=now
-            )
-        except (OSError, subprocess.SubprocessError, ValueError, KeyError, TypeError) as error:
-            _LOG.warning("the machine probe failed, NumPy measures instead: %s", error)
-    return _Rates(
-        **_measure_with_numpy(),
-        method="NumPy sgemm and sum: a lower bound, there is no C++ compiler",
-        measured_at=now,
-    )
+            found, isa = _run_probe(compiler, cores, nbytes)
+        except (OSError, subprocess.SubprocessError, msgspec.MsgspecError, KeyError) as error:
+            words = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+            reason = f"the C++ probe failed: {words[0] if words else type(error).__name__}"
+        else:
+            method = f"C++ loops ({isa}, {Path(compiler).name})"
+            return _rates(found, f"{method}, reading {nbytes >> 20} MiB", now)
+    method = f"NumPy sgemm and max, a lower bound ({reason})"
+    return _rates(_measure_with_numpy(cores, nbytes), method, now)
 
 
-def _run_probe(compiler: str) -> tuple[dict[str, float], str]:
-    with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "machine_probe"
-        flags = ["-O3", "-std=c++17", "-pthread", str(_PROBE), "-o", str(program)]
-        for command in ([compiler, *flags], [str(program), str(usable_cores())]):
+def _rates(found: dict[str, float], method: str, measured_at: str) -> _Rates:
+    return msgspec.convert({**found, "method": method, "measured_at": measured_at}, _Rates)
+
+
+def _buffer_bytes(root: Path = _ROOT) -> int:
+    """Enough to read past all last caches, as far as memory allows."""
+    instances = {}
+    for index in (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cache/index3"):
+        instances[_text(index / "shared_cpu_list")] = _size(_text(index / "size"))
+    wanted = max(_SMALLEST_BUFFER, 4 * sum(instances.values()))
+    return min(wanted, _LARGEST_BUFFER, memory_available(root) // 4)
+
+
+def _run_probe(compiler: str, cores: int, nbytes: int) -> tuple[dict[str, float], str]:
+    """Compiled each time (0.7 s): a program kept in a shared folder could be another's program."""
+    with tempfile.TemporaryDirectory(prefix="redline-") as folder:
+        program = str(Path(folder) / "machine_probe")
+        flags = ("-O3", "-std=c++17", "-pthread", str(_PROBE), "-o", program)
+        for command in ((compiler, *flags), (program, str(cores), str(nbytes))):
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=_TIMEOUT, check=True
             )
-    rates = json.loads(done.stdout)
-    return rates, rates.pop("isa")
+    found = msgspec.json.decode(done.stdout, type=dict[str, float | str])
+    isa = str(found.pop("isa"))
+    return {key: float(value) for key, value in found.items()}, isa
 
 
-def _measure_with_numpy() -> dict[str, float]:
-    """NumPy decides its own threads, so one rate stands for one core and for all."""
+def _measure_with_numpy(cores: int, nbytes: int) -> dict[str, float]:
+    """NumPy's BLAS decides its own threads, so one core did at least its share of them."""
     matrix = np.ones((1024, 1024), np.float32)
-    flops = 2 * 1024**3 / min(_seconds(lambda: matrix @ matrix) for _ in range(6))
-    data = np.ones(64 << 20, np.float32)
-    rate = data.nbytes / min(_seconds(data.sum) for _ in range(4))
+    flops = 2 * 1024**3 / min(_seconds(lambda: matrix @ matrix) for _ in range(8))
+    data = np.ones(nbytes // 4, np.float32)
+    shares = np.array_split(data, cores)
+    with ThreadPoolExecutor(cores) as pool:  # a reduction of NumPy lets other threads run
+        every = min(_seconds(lambda: list(pool.map(np.max, shares))) for _ in range(4))
+    one = min(_seconds(data.max) for _ in range(4))
     return {
-        "peak_flops_one": flops,
+        "peak_flops_one": flops / cores,
         "peak_flops": flops,
-        "bandwidth_one": rate,
-        "bandwidth": rate,
+        "bandwidth_one": data.nbytes / one,
+        "bandwidth": data.nbytes / min(one, every),
         "wake_seconds": _wake_in_python(),
     }
 
 
 def _wake_in_python() -> float:
-    from threading import Event, Thread
-
-    bell, waits, rung = Event(), [], [0.0]
+    """Seconds from Event.set() to the thread that waits for it, median of 51."""
+    bell, ready = threading.Event(), threading.Event()
+    waits: list[float] = []
+    rung = 0.0
 
     def sleep() -> None:
         for _ in range(51):
             bell.wait()
+            waits.append(time.perf_counter() - rung)
             bell.clear()
-            waits.append(time.perf_counter() - rung[0])
+            ready.set()
 
-    sleeper = Thread(target=sleep, daemon=True)
+    sleeper = threading.Thread(target=sleep)
     sleeper.start()
     for _ in range(51):
-        time.sleep(0.001)
-        rung[0] = time.perf_counter()
+        time.sleep(0.001)  # so that it sleeps, too
+        rung = time.perf_counter()
         bell.set()
-    sleeper.join(timeout=1)
-    return float(np.median(waits)) if waits else 0.0
+        ready.wait()
+        ready.clear()
+    sleeper.join()
+    return float(np.median(waits))
 
 
-def _seconds(work: Any) -> float:
+def _seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def _read_rates(file: Path) -> _Rates | None:
+    """What an earlier process measured; None for a file that is not there or not whole."""
     try:
-        return _Rates(**json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):
+        rates = msgspec.json.decode(file.read_bytes(), type=_Rates)
+    except (OSError, msgspec.MsgspecError):
         return None
+    numbers = [value for value in asdict(rates).values() if isinstance(value, float)]
+    return rates if min(numbers) > 0 else None
 
 
 def _write_rates(file: Path, rates: _Rates) -> None:
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(asdict(rates)))
+        beside.write_text(json.dumps(asdict(rates), indent=1))
         beside.replace(file)
     except OSError as error:
-        _LOG.warning("the machine card could not be kept: %s", error)
+        _LOG.info("the machine card is not kept: %s", error)
 
 
-def _cgroup_quota(root: Path) -> float | None:
-    """Cores that the cgroup grants, in version 2 or 1; None without a limit."""
-    words = _text(root / "sys/fs/cgroup/cpu.max").split()
-    if len(words) == 2 and words[0] != "max":
-        return float(words[0]) / float(words[1])
-    quota = _text(root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us").strip()
-    period = _text(root / "sys/fs/cgroup/cpu/cpu.cfs_period_us").strip()
-    if quota and period and int(quota) > 0:
-        return int(quota) / int(period)
-    return None
+# --- what Linux tells --------------------------------------------------------------------------
 
 
-def _cgroup_number(root: Path, version2: str, version1: str) -> int:
-    """A number of the cgroup's, 0 where there is no limit."""
-    for name in (version2, version1):
-        value = _text(root / "sys/fs/cgroup" / name).strip()
-        if value.isdigit() and int(value) < 1 << 60:
-            return int(value)
-    return 0
+def _cgroups(root: Path, controller: str) -> Iterator[Path]:
+    """The folders of this process's groups and of those around them: each may set a limit.
+
+    Source: cgroups(7) and proc_pid_mountinfo(5). A container may see only its own group, mounted
+    as if it were the whole tree; the mount then says which group that is.
+    """
+    own = {}
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, names, path = line.split(":", 2)
+        own.update(dict.fromkeys(names.split(","), path))  # version 2 has the name ""
+    for line in _text(root / "proc/self/mountinfo").splitlines():
+        words, _, tail = line.partition(" - ")
+        kind, _, options = tail.partition(" ")
+        name = "" if kind == "cgroup2" else controller
+        held = kind == "cgroup" and controller in options.split()[-1].split(",")
+        if name not in own or not (kind == "cgroup2" or held):
+            continue
+        group, mount = words.split()[3:5]
+        top = root / mount.lstrip("/")
+        inside = own[name].removeprefix(group).strip("/")
+        folder = top / inside if ".." not in inside and own[name].startswith(group) else top
+        yield from (place for place in (folder, *folder.parents) if place.is_relative_to(top))
 
 
-@functools.cache
-def _cpu_name() -> str:
-    for line in _text(_ROOT / "proc/cpuinfo").splitlines():
+def _cgroup_quotas(root: Path) -> Iterator[float]:
+    """Cores that each group grants, where it sets a limit."""
+    for folder in _cgroups(root, "cpu"):
+        quota, _, period = _text(folder / "cpu.max").partition(" ")
+        quota = quota or _text(folder / "cpu.cfs_quota_us")
+        period = period or _text(folder / "cpu.cfs_period_us")
+        if quota.isdigit() and period.isdigit() and int(period):  # else "max", or -1
+            yield int(quota) / int(period)
+
+
+def _cgroup_memory(root: Path) -> Iterator[tuple[int, int]]:
+    """(limit, used) in bytes of each group that sets a limit; cached files do not count."""
+    for folder in _cgroups(root, "memory"):
+        limit = _text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes")
+        used = _text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes")
+        if limit.isdigit() and int(limit) < 1 << 60:  # else "max", or version 1's way to say so
+            lines = (line.split() for line in _text(folder / "memory.stat").splitlines())
+            stat = {line[0]: int(line[1]) for line in lines if len(line) == 2}
+            cached = stat.get("total_inactive_file", stat.get("inactive_file", 0))
+            yield int(limit), max(0, int(used or 0) - cached)
+
+
+def _cpuinfo(root: Path, wanted: str) -> str:
+    """The first value of that name in /proc/cpuinfo."""
+    for line in _text(root / "proc/cpuinfo").splitlines():
         name, _, value = line.partition(":")
-        if name.strip() == "model name":
+        if name.strip() == wanted:
             return value.strip()
-    if sys.platform == "darwin":
-        return _output(["sysctl", "-n", "machdep.cpu.brand_string"]).strip()
-    return platform.processor() or platform.machine()
+    return ""
 
 
-def _cache_size(text: str) -> int:
-    """Bytes from "48K" or "32M"."""
-    unit = {"K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1:], 1)
-    digits = text.rstrip("KMG")
-    return int(digits) * unit if digits.isdigit() else 0
+def _size(text: str) -> int:
+    """Bytes from "48K", "32M" or "1024"."""
+    digits = text.strip().rstrip("KMG")
+    return int(digits) * _UNITS.get(text.strip()[-1:], 1) if digits.isdigit() else 0
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text().strip()
     except OSError:
         return ""
 
 
-def _output(command: list[str]) -> str:
+def _output(*command: str) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except OSError:
