@@ -30,7 +30,7 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
         SignatureError: it lies on another device, or NumPy has no such dtype.
     """
     if is_torch(value):
-        return _from_torch(value, name)
+        return from_torch(value, name)
     if isinstance(value, np.ndarray):
         return np.asarray(value)
     device = getattr(value, "__dlpack_device__", lambda: (_DLPACK_CPU, 0))()[0]
@@ -45,7 +45,12 @@ def to_numpy(value: Any, name: str) -> np.ndarray:
         ) from error
 
 
-def _from_torch(value: Any, name: str) -> np.ndarray:
+def from_torch(value: Any, name: str) -> np.ndarray:
+    """A torch tensor as a NumPy array over the same memory; detached if it requires a gradient.
+
+    Raises:
+        SignatureError: it lies on another device, or NumPy has no such dtype or layout.
+    """
     if not value.is_cpu:
         raise _elsewhere(name, str(value.device), "pass x.cpu()")
     try:

@@ -10,7 +10,7 @@ import numpy as np
 from redline.engine.manifest import Manifest, Part
 from redline.errors import SignatureError, UnknownNameError
 from redline.runtime.check import check_arrays
-from redline.runtime.convert import is_torch, plain, to_numpy, to_torch
+from redline.runtime.convert import from_torch, is_torch, plain, to_numpy, to_torch
 from redline.runtime.runner import Runner
 from redline.signature import Signature
 from redline.tree import flatten, unflatten
@@ -76,8 +76,11 @@ class Session:
         for leaf, (dtype, shape, name) in zip(leaves, self._plan, strict=True):
             array = leaf
             if type(leaf) is not np.ndarray:
-                array = self._to_numpy(leaf, name)
-                as_torch = as_torch or is_torch(leaf)
+                if is_torch(leaf):
+                    array = from_torch(leaf, name)
+                    as_torch = True
+                else:
+                    array = self._to_numpy(leaf, name)
             if array.shape != shape or array.dtype != dtype:
                 unsure = True
             arrays.append(plain(array))
@@ -91,7 +94,7 @@ class Session:
         )
 
     def _to_numpy(self, leaf: Any, name: str) -> np.ndarray:
-        if not is_torch(leaf) and not hasattr(leaf, "__dlpack__"):
+        if not hasattr(leaf, "__dlpack__"):
             what = f"input {name!r} is {type(leaf).__qualname__}, expected a tensor"
             raise SignatureError(what, hint="pass a NumPy array or a torch tensor")
         return to_numpy(leaf, name)
