@@ -27,7 +27,7 @@ _FLAVOURS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxrunt
 _TENSORRT = ("tensorrt", "tensorrt-cu12", "tensorrt-cu13")
 _COMPANIONS = ("torchvision", "torchaudio")  # built against the C++ of one release of torch
 _BACKEND_MODULES = {"openvino": "openvino", "ncnn": "ncnn", "tensorrt": "tensorrt"}
-_VERSION_LENGTH = 60  # letters; Inductor's holds all that its compiler says of itself
+_VERSION_LENGTH = 60  # letters; a backend may say much
 _TIMEOUT = 30  # seconds for a compiler to answer
 
 
@@ -143,7 +143,7 @@ def _extras(packages: Packages) -> Iterator[Finding]:
 
 def _tools(packages: Packages) -> Iterator[Finding]:
     reason, version = "there is no C++ compiler", ""
-    if compiler := machine.cpp_compiler():
+    if compiler := next(filter(None, map(shutil.which, machine.COMPILERS)), None):
         version, reason = _try_compiler(compiler)
     if reason:
         reason += ", which Inductor and the native compiler need"

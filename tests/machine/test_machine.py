@@ -22,10 +22,30 @@ def tree(root, files):
     return root
 
 
+V2 = {
+    "proc/self/cgroup": "0::/job\n",
+    "proc/self/mountinfo": "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+}
+V1 = {
+    "proc/self/cgroup": "4:cpu,cpuacct:/job\n5:memory:/job\n",
+    "proc/self/mountinfo": (
+        "31 30 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n"
+        "32 30 0:28 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+    ),
+}
+INNER, OUTER = "sys/fs/cgroup/job/", "sys/fs/cgroup/"
+CPU1, MEMORY1 = "sys/fs/cgroup/cpu/job/cpu.cfs_", "sys/fs/cgroup/memory/job/memory."
+
+
 @pytest.fixture
 def eight_cores(monkeypatch):
     monkeypatch.delenv("REDLINE_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+
+
+def forget():
+    """As a new process does: only the file is left."""
+    machine._known.cache_clear()
 
 
 @pytest.fixture
@@ -52,25 +72,15 @@ def quick(monkeypatch):
     ("files", "cores"),
     [
         ({}, 8),
-        ({"sys/fs/cgroup/cpu.max": "max 100000\n"}, 8),
-        ({"sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2),
-        ({"sys/fs/cgroup/cpu.max": "250000 100000\n"}, 2),
-        ({"sys/fs/cgroup/cpu.max": "10000 100000\n"}, 1),
-        ({"sys/fs/cgroup/cpu.max": "9900000 100000\n"}, 8),
-        (
-            {
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "300000\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-            },
-            3,
-        ),
-        (
-            {
-                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
-                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
-            },
-            8,
-        ),
+        (V2, 8),
+        (V2 | {INNER + "cpu.max": "max 100000\n"}, 8),
+        (V2 | {INNER + "cpu.max": "200000 100000\n"}, 2),
+        (V2 | {INNER + "cpu.max": "250000 100000\n"}, 3),
+        (V2 | {INNER + "cpu.max": "10000 100000\n"}, 1),
+        (V2 | {INNER + "cpu.max": "9900000 100000\n"}, 8),
+        (V2 | {INNER + "cpu.max": "max 100000\n", OUTER + "cpu.max": "400000 100000\n"}, 4),
+        (V1 | {CPU1 + "quota_us": "300000\n", CPU1 + "period_us": "100000\n"}, 3),
+        (V1 | {CPU1 + "quota_us": "-1\n", CPU1 + "period_us": "100000\n"}, 8),
     ],
 )
 def test_a_cgroup_caps_the_cores(tmp_path, files, cores):
@@ -91,38 +101,44 @@ def test_redline_threads_must_be_a_number(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("limit", "used"),
+    "files",
     [
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+        V2 | {INNER + "memory.max": "1000000\n", INNER + "memory.current": "400000\n"},
+        V2 | {OUTER + "memory.max": "1000000\n", OUTER + "memory.current": "400000\n"},
+        V1 | {MEMORY1 + "limit_in_bytes": "1000000\n", MEMORY1 + "usage_in_bytes": "400000\n"},
     ],
-    ids=["v2", "v1"],
+    ids=["v2", "v2, the group around it", "v1"],
 )
-def test_a_cgroup_caps_the_memory(tmp_path, limit, used):
-    folder = "sys/fs/cgroup/"
-    root = tree(tmp_path, {folder + limit: "1000000\n", folder + used: "400000\n"})
+def test_a_cgroup_caps_the_memory(tmp_path, files):
+    root = tree(tmp_path, files)
     assert machine.memory_total(root) == 1_000_000
     assert machine.memory_available(root) == 600_000
 
 
-@pytest.mark.parametrize("limit", ["max\n", "9223372036854771712\n"])
-def test_a_cgroup_without_a_limit_caps_nothing(tmp_path, limit):
-    root = tree(tmp_path, {"sys/fs/cgroup/memory.max": limit})
+@pytest.mark.parametrize(
+    "files",
+    [
+        V2 | {INNER + "memory.max": "max\n"},
+        V1 | {MEMORY1 + "limit_in_bytes": "9223372036854771712\n"},
+    ],
+    ids=["v2", "v1"],
+)
+def test_a_cgroup_without_a_limit_caps_nothing(tmp_path, files):
+    root = tree(tmp_path, files)
     assert machine.memory_total(root) == machine.memory_total(tmp_path / "none")
 
 
 def test_a_cgroup_that_is_over_its_limit_has_nothing_left(tmp_path):
-    folder = "sys/fs/cgroup/"
-    root = tree(tmp_path, {folder + "memory.max": "1000", folder + "memory.current": "1200"})
-    assert machine.memory_available(root) == 0
+    limits = {INNER + "memory.max": "1000", INNER + "memory.current": "1200"}
+    assert machine.memory_available(tree(tmp_path, V2 | limits)) == 0
 
 
 @pytest.mark.parametrize(
     ("text", "flags"),
     [(X86, {"fpu", "avx2", "fma"}), (ARM, {"fp", "asimd", "bf16"}), ("", set()), ("flags", set())],
 )
-def test_flags_are_those_of_the_first_core(text, flags):
-    assert machine.flags_of(text) == flags
+def test_flags_are_those_of_the_first_core(tmp_path, text, flags):
+    assert machine.isa_flags(tree(tmp_path, {"proc/cpuinfo": text})) == flags
 
 
 def test_caches_are_read_in_bytes_without_that_of_instructions(tmp_path):
@@ -140,7 +156,7 @@ def test_caches_are_read_in_bytes_without_that_of_instructions(tmp_path):
 
 @pytest.mark.parametrize("compiler", [True, False], ids=["compiler", "numpy"])
 def test_a_measured_card_is_sane(cache, monkeypatch, compiler):
-    if compiler and not machine.cpp_compiler():
+    if compiler and not any(map(shutil.which, machine.COMPILERS)):
         pytest.skip("there is no C++ compiler")
     if not compiler:
         monkeypatch.setattr(shutil, "which", lambda _: None)
@@ -152,69 +168,74 @@ def test_a_measured_card_is_sane(cache, monkeypatch, compiler):
     assert 0 < card.wake_seconds < 1
     assert 1 <= card.cores <= card.cores_total
     assert 0 < card.memory_available <= card.memory
-    assert card.method.startswith("C++ loops" if compiler else "NumPy")
+    assert card.method.startswith("C++ loops" if compiler else "NumPy"), card.method
     json.dumps(dataclasses.asdict(card), allow_nan=False)
     assert list(cache.iterdir()) == [cache / f"machine-{machine.fingerprint()}.json"]
 
 
-def test_a_compiler_that_fails_leaves_the_measuring_to_numpy(cache, monkeypatch, tmp_path, caplog):
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("script", ["echo no headers >&2; exit 1", "exit 0"])
+def test_a_compiler_that_fails_leaves_the_measuring_to_numpy(monkeypatch, tmp_path, script):
     broken = tmp_path / "g++"
-    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.write_text(f"#!/bin/sh\n{script}\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(machine, "cpp_compiler", lambda: str(broken))
-    assert machine.card().method.startswith("NumPy")
-    assert "probe failed" in caplog.text
+    monkeypatch.setattr(machine, "COMPILERS", (str(broken),))
+    method = machine.card(refresh=True).method
+    assert method.startswith("NumPy")
+    assert "the C++ probe failed: " in method
 
 
 def test_a_card_is_measured_once(cache, quick):
     assert machine.card().peak_flops_one == machine.card().peak_flops_one == 2.0
     assert quick == [1]
     assert len(list(cache.iterdir())) == 1
+    forget()
+    assert machine.card().peak_flops_one == 2.0
     assert machine.card(refresh=True).peak_flops_one == 4.0
     assert machine.card().peak_flops_one == 4.0
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"peak_flops": 1}', "null"])
-def test_a_broken_card_is_measured_again(cache, quick, text):
-    machine.card()
-    (file,) = cache.iterdir()
-    file.write_text(text)
-    assert machine.card().peak_flops_one == 4.0
-    assert json.loads(file.read_text())["peak_flops_one"] == 4.0
-
-
-@pytest.mark.parametrize("content", [b"\xff\xfe", b'{"peak_flops_one": "fast"}'])
-def test_a_card_of_other_bytes_is_measured_again(cache, quick, content):
-    machine.card()
-    (file,) = cache.iterdir()
-    file.write_bytes(content)
-    assert machine.card().peak_flops_one == 4.0
-
-
-def test_the_probe_reads_more_than_the_caches_and_less_than_the_memory(monkeypatch):
-    monkeypatch.setattr(machine, "memory_available", lambda: 64 << 30)
-    monkeypatch.setattr(machine, "caches", lambda: (32 << 10, 1 << 20, 0))
-    assert machine._probe_bytes() == 256 << 20
-    monkeypatch.setattr(machine, "caches", lambda: (32 << 10, 1 << 20, 512 << 20))
-    assert machine._probe_bytes() == 2 << 30
-    monkeypatch.setattr(machine, "memory_available", lambda: 400 << 20)
-    assert machine._probe_bytes() == 100 << 20
-
-
-def test_a_card_with_rates_that_are_no_numbers_is_measured_again(cache, quick):
-    machine.card()
-    (file,) = cache.iterdir()
-    rates = json.loads(file.read_text())
-    file.write_text(json.dumps(rates | {"peak_flops": "fast"}))
-    assert machine.card().peak_flops == 4.0
     assert len(quick) == 2
 
 
-def test_a_cache_folder_that_cannot_be_written_is_no_error(monkeypatch, tmp_path, quick, caplog):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda _: b"",
+        lambda _: b"{",
+        lambda _: b"[]",
+        lambda _: b"null",
+        lambda _: b"\xff\xfe",
+        lambda rates: json.dumps({"peak_flops": 1.0}).encode(),
+        lambda rates: json.dumps(rates | {"peak_flops": "fast"}).encode(),
+        lambda rates: json.dumps(rates | {"bandwidth": 0.0}).encode(),
+    ],
+    ids=["empty", "cut", "list", "null", "not text", "partial", "words", "zero"],
+)
+def test_a_broken_card_is_measured_again(cache, quick, change):
+    machine.card()
+    (file,) = cache.iterdir()
+    file.write_bytes(change(json.loads(file.read_bytes())))
+    forget()
+    assert machine.card().peak_flops_one == 4.0
+    assert json.loads(file.read_bytes())["peak_flops_one"] == 4.0
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_cache_folder_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("REDLINE_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    assert machine.card().peak_flops_one == 2.0
-    assert "could not be kept" in caplog.text
+    assert machine.card().peak_flops_one == machine.card().peak_flops_one == 2.0
+
+
+def test_the_probe_reads_past_the_last_caches_within_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "memory_available", lambda _: 64 << 30)
+    assert machine._buffer_bytes(tmp_path) == 256 << 20
+    folder = "sys/devices/system/cpu/cpu{}/cache/index3/"
+    for core, shared in ((0, "0-1"), (1, "0-1"), (2, "2-3")):  # two caches of 96 MiB
+        files = {"size": "98304K\n", "shared_cpu_list": f"{shared}\n"}
+        tree(tmp_path, {folder.format(core) + name: text for name, text in files.items()})
+    assert machine._buffer_bytes(tmp_path) == 4 * 2 * 96 << 20
+    monkeypatch.setattr(machine, "memory_available", lambda _: 400 << 20)
+    assert machine._buffer_bytes(tmp_path) == 100 << 20
 
 
 def test_the_fingerprint_names_the_machine():
