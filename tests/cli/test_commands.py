@@ -85,7 +85,9 @@ def test_optimize_again_is_from_cache_and_prints_the_table(folder):
     assert done.exit_code == 0, done.output
     assert "onnxruntime" in done.stdout
     assert "from cache" in done.stdout
-    assert "-o model.redline" in done.stderr  # nothing was saved, and it says so
+    assert "engine: build.redline" in done.stderr  # named after the factory
+    with redline.load(folder / "build.redline") as engine:
+        assert engine.report.winner.from_cache
 
 
 def test_run_on_the_stored_inputs_shows_a_table(folder):

@@ -21,7 +21,10 @@ def optimize(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Where to save the engine: NAME.redline."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where to save the engine; here, under the model's name, by default.",
         ),
     ] = None,
     report: options.Html = None,
@@ -74,6 +77,7 @@ def optimize(
 
     Example: redline optimize pkg.models:build --input 1x3x224x224 -o model.redline
     """
+    output = output or options.engine_name(model)
     options.can_be_written(output, ".redline")
     options.can_be_written(report, ".html")
     span = options.dynamic(dynamic)
@@ -108,9 +112,6 @@ def optimize(
             options.show(engine.report)
         if report:
             options.note(f"report: {engine.report.write_html(report)}")
-        if output:
-            options.note(f"engine: {engine.save(output)}")
-        else:
-            options.note("nothing was saved; -o model.redline saves the engine")
+        options.note(f"engine: {engine.save(output)}")
         for notice in engine.notices:
             options.note(f"note: {notice}")

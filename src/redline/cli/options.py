@@ -56,6 +56,18 @@ def model(target: str) -> Any:
     return load_factory(target) if ":" in target and not Path(target).exists() else Path(target)
 
 
+def engine_name(target: str) -> Path:
+    """The file that the engine of MODEL is saved to when none is named, in this folder.
+
+    Example:
+        >>> engine_name("pkg.models:build"), engine_name("nets/net.onnx")
+        (PosixPath('build.redline'), PosixPath('net.redline'))
+    """
+    factory = ":" in target and not Path(target).exists()
+    name = target.split(":")[-1] if factory else Path(target).stem
+    return Path(f"{name or 'model'}.redline")
+
+
 def dynamic(texts: Sequence[str] | None) -> dict[str, Any] | None:
     """The `dynamic` of optimize() from texts; None for none.
 
