@@ -241,7 +241,7 @@ def _run_probe(compiler: str, cores: int, nbytes: int) -> tuple[dict[str, float]
     with tempfile.TemporaryDirectory(prefix="redline-") as folder:
         program = str(Path(folder) / "machine_probe")
         flags = ("-O3", "-std=c++17", "-pthread", str(_PROBE), "-o", program)
-        for command in ((compiler, *flags), (program, str(cores), str(nbytes))):
+        for command in ((compiler, *flags), (program, str(cores), str(nbytes), *isa_flags())):
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=_TIMEOUT, check=True
             )

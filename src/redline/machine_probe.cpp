@@ -1,15 +1,20 @@
 // Measures what this machine can do at best, and prints it as JSON on one line.
-// usage: machine_probe THREADS
+// usage: machine_probe THREADS BYTES [FLAG...]
 //
+// FLAG is a CPU flag that the system names (avx2, avx512f): not every compiler can ask the CPU.
 // Peak: independent fused multiply-adds on registers. 12 accumulators cover the latency of 4 cycles
-// on two ports with room to spare. Bandwidth: summing a buffer several times the last cache.
-// Wake: from notify to the first instruction of a thread that slept on a condition variable.
+// on two ports with room to spare. Bandwidth: reading BYTES, which should be several times the last
+// cache. Wake: from notify to the first instruction of a thread that slept on a condition variable.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <mutex>
+#include <set>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -19,79 +24,103 @@ static double since(Clock::time_point start) {
 }
 
 static const int ACCUMULATORS = 12;
-static const long STEPS = 200000;
+static const long STEPS = 400000;
 
-#define FMA_LOOP(NAME, LANES, ATTRIBUTE)                                              \
-  typedef float NAME##_vector __attribute__((vector_size(4 * LANES)));                \
-  ATTRIBUTE static double NAME(volatile float *sink) {                                \
-    NAME##_vector sums[ACCUMULATORS], scale, shift;                                   \
+#define FMA_LOOP(NAME, LANES, ATTRIBUTE)                                                \
+  typedef float NAME##_vector __attribute__((vector_size(4 * LANES)));                  \
+  ATTRIBUTE static double NAME() {                                                      \
+    NAME##_vector sums[ACCUMULATORS], scale, shift;                                     \
     for (int lane = 0; lane < LANES; lane++) scale[lane] = 0.999f, shift[lane] = 1e-3f; \
-    for (int i = 0; i < ACCUMULATORS; i++) sums[i] = shift * (float)i;                \
-    for (long step = 0; step < STEPS; step++)                                         \
-      _Pragma("GCC unroll 12") for (int i = 0; i < ACCUMULATORS; i++)                 \
-          sums[i] = sums[i] * scale + shift;                                          \
-    float total = 0;                                                                  \
-    for (int i = 0; i < ACCUMULATORS; i++)                                            \
-      for (int lane = 0; lane < LANES; lane++) total += sums[i][lane];                \
-    *sink = total;                                                                    \
-    return 2.0 * LANES * ACCUMULATORS * STEPS;                                        \
+    for (int i = 0; i < ACCUMULATORS; i++) sums[i] = shift * (float)i;                  \
+    for (long step = 0; step < STEPS; step++)                                           \
+      for (int i = 0; i < ACCUMULATORS; i++) sums[i] = sums[i] * scale + shift;         \
+    volatile float sink = 0;                                                            \
+    for (int i = 0; i < ACCUMULATORS; i++)                                              \
+      for (int lane = 0; lane < LANES; lane++) sink = sink + sums[i][lane];             \
+    return 2.0 * LANES * ACCUMULATORS * STEPS;                                          \
   }
 
-typedef double (*Loop)(volatile float *);
 FMA_LOOP(portable, 4, )
 #if defined(__x86_64__)
 FMA_LOOP(avx2, 8, __attribute__((target("avx2,fma"))))
-FMA_LOOP(avx512, 16, __attribute__((target("avx512f"))))
+FMA_LOOP(avx512f, 16, __attribute__((target("avx512f"))))
 #endif
 
-struct Choice { Loop loop; const char *name; };
+struct Choice {
+  double (*loop)();
+  const char *name;
+};
 
-static std::vector<Choice> choices() {
+static std::vector<Choice> choices(const std::set<std::string> &flags) {
   std::vector<Choice> found{{portable, "portable"}};
 #if defined(__x86_64__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back({avx2, "avx2"});
-  if (__builtin_cpu_supports("avx512f")) found.push_back({avx512, "avx512f"});
+  if (flags.count("avx2") && flags.count("fma")) found.push_back({avx2, "avx2"});
+  if (flags.count("avx512f")) found.push_back({avx512f, "avx512f"});
+#else
+  (void)flags;
 #endif
   return found;
 }
 
-// Runs `work` in that many threads for `rounds` rounds; the best units a second of any round.
-template <class Work> static double best_rate(int threads, int rounds, Work work) {
+// Units a second of `work` in that many threads. They start together, so that making them does not
+// count.
+template <class Work>
+static double rate(int threads, Work work) {
+  std::atomic<int> arrived{0};
+  std::vector<double> units(threads);
+  Clock::time_point start;
+  auto run = [&](int index) {
+    if (++arrived == threads) start = Clock::now(), ++arrived;
+    while (arrived <= threads) std::this_thread::yield();
+    units[index] = work(index);
+  };
+  std::vector<std::thread> pool;
+  for (int i = 1; i < threads; i++) pool.emplace_back(run, i);
+  run(0);
+  for (auto &thread : pool) thread.join();
+  double seconds = since(start), total = 0;
+  for (double unit : units) total += unit;
+  return total / seconds;
+}
+
+// The best of rounds for 0.15 s, at least three: a neighbour may take a core for a while.
+template <class Work>
+static double best_rate(int threads, Work work) {
   double best = 0;
-  for (int round = 0; round < rounds; round++) {
-    std::vector<double> units(threads);
-    std::vector<std::thread> pool;
-    auto start = Clock::now();
-    for (int i = 1; i < threads; i++) pool.emplace_back([&, i] { units[i] = work(i); });
-    units[0] = work(0);
-    for (auto &thread : pool) thread.join();
-    double seconds = since(start), total = 0;
-    for (double unit : units) total += unit;
-    best = std::max(best, total / seconds);
-  }
+  auto begin = Clock::now();
+  for (int round = 0; round < 3 || since(begin) < 0.15; round++)
+    best = std::max(best, rate(threads, work));
   return best;
 }
 
-static double peak(Loop loop, int threads) {
-  return best_rate(threads, 12, [=](int) {
-    volatile float sink;
-    double flops = 0;
-    for (int i = 0; i < 8; i++) flops += loop(&sink);
-    return flops;
-  });
+static double peak(Choice choice, int threads) {
+  return best_rate(threads, [=](int) { return choice.loop(); });
 }
 
-static double bandwidth(const std::vector<float> &data, int threads) {
-  size_t share = data.size() / threads;
-  return best_rate(threads, 5, [&](int index) {
-    const float *from = data.data() + index * share;
-    float sums[64] = {};
-    for (size_t i = 0; i + 64 <= share; i += 64)
-      for (int lane = 0; lane < 64; lane++) sums[lane] += from[i + lane];
-    volatile float sink = 0;
-    for (float sum : sums) sink = sink + sum;
-    return (double)share * sizeof(float);
+struct Buffer {
+  size_t count;
+  std::unique_ptr<float[]> data;
+  explicit Buffer(size_t bytes) : count(bytes / sizeof(float)), data(new float[count]) {}
+
+  // Calls work(first, last) on one thread's share.
+  template <class Work>
+  double share(int index, int threads, Work work) {
+    size_t size = count / threads;
+    float *first = data.get() + index * size;
+    work(first, first + size);
+    return (double)size * sizeof(float);
+  }
+};
+
+static double read_rate(Buffer &buffer, int threads) {
+  return best_rate(threads, [&](int index) {
+    return buffer.share(index, threads, [](const float *first, const float *last) {
+      float sums[32] = {};
+      for (; first + 32 <= last; first += 32)
+        for (int lane = 0; lane < 32; lane++) sums[lane] += first[lane];
+      volatile float sink = 0;
+      for (float sum : sums) sink = sink + sum;
+    });
   });
 }
 
@@ -109,32 +138,35 @@ static double wake() {
       ringing = false;
     }
   });
-  for (int i = 0; i < 101; i++) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  for (int i = 0; i <= 101; i++) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // so that it sleeps, too
     std::lock_guard<std::mutex> lock(mutex);
     rung = Clock::now();
-    ringing = true;
+    ringing = i < 101;
+    over = i == 101;
     bell.notify_one();
   }
-  std::this_thread::sleep_for(std::chrono::milliseconds(2));
-  { std::lock_guard<std::mutex> lock(mutex); over = true; }
-  bell.notify_one();
   sleeper.join();
   std::sort(waits.begin(), waits.end());
   return waits.empty() ? 0 : waits[waits.size() / 2];
 }
 
 int main(int count, char **words) {
-  int threads = count > 1 ? std::max(1, std::atoi(words[1])) : 1;
+  if (count < 3) return std::fprintf(stderr, "usage: machine_probe THREADS BYTES [FLAG...]\n"), 2;
+  int threads = std::max(1, std::atoi(words[1]));
   Choice best{portable, "portable"};
   double one = 0;
-  for (Choice choice : choices()) {  // a wider vector is not always the faster one
-    double rate = peak(choice.loop, 1);
-    if (rate > one) one = rate, best = choice;
+  for (Choice choice : choices({words + 3, words + count})) {  // a wider vector is not always the faster one
+    double found = peak(choice, 1);
+    if (found > one) one = found, best = choice;
   }
-  std::vector<float> data((size_t)256 << 18, 1.0f);  // 256 MiB
+  Buffer buffer(std::strtoull(words[2], nullptr, 10));
+  rate(threads, [&](int index) {  // pages lie near the thread that touches them first
+    return buffer.share(index, threads, [](float *first, float *last) { std::fill(first, last, 1.f); });
+  });
   std::printf("{\"isa\": \"%s\", \"peak_flops_one\": %.6g, \"peak_flops\": %.6g, ", best.name, one,
-              std::max(one, peak(best.loop, threads)));
-  std::printf("\"bandwidth_one\": %.6g, \"bandwidth\": %.6g, \"wake_seconds\": %.6g}\n",
-              bandwidth(data, 1), bandwidth(data, threads), wake());
+              std::max(one, peak(best, threads)));
+  double read_one = read_rate(buffer, 1);
+  std::printf("\"bandwidth_one\": %.6g, \"bandwidth\": %.6g, \"wake_seconds\": %.6g}\n", read_one,
+              std::max(read_one, read_rate(buffer, threads)), wake());
 }
