@@ -117,8 +117,10 @@ def test_a_part_for_another_cpu(
         []
         if "fma" in flags
         else [
-            "null part passed over: the null part needs fma, which this CPU lacks; "
-            "onnxruntime runs instead"
+            (
+                "null part passed over: the null part needs fma, which this CPU lacks; "
+                "onnxruntime runs instead"
+            )
         ]
     )
     if heard:

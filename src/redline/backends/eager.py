@@ -62,5 +62,6 @@ class EagerBackend:
         threads = int(candidate.setting.get("threads", machine.usable_cores()))
         last = candidate.setting.get("memory_format") == "channels_last"
         if last:
-            module = copy.deepcopy(module).to(memory_format=torch.channels_last)
+            module = copy.deepcopy(module)
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return ModuleRunner(module, signature, threads=threads, channels_last=last)

@@ -22,7 +22,7 @@ _TIMEOUT = 600  # seconds for pnnx; the caller's own limit is usually tighter
 
 
 class NcnnBackend:
-    """Settings: threads, and Winograd on or off. Winograd F(6x6,3x3) is a looser tolerance class."""
+    """Settings: threads, Winograd on or off; Winograd F(6x6,3x3) is a looser tolerance class."""
 
     name = "ncnn"
     wants: Literal["graph", "program", "module"] = "graph"

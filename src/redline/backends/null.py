@@ -18,7 +18,8 @@ from redline.errors import BuildError
 
 class NullBackend:
     """Behaviours of the build: "build-crash", "build-hang", "build-memory", "build-error"; all
-    others are the runner's (see runtime/run_null.py)."""
+    others are the runner's (see runtime/run_null.py).
+    """
 
     name = "null"
     wants: Literal["graph", "program", "module"] = "graph"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from redline.backends.base import Candidate, Missing, Source, Traits
-from redline.engine.manifest import Part
+from redline.engine.manifest import Part, Setting
 from redline.errors import BuildError, RefusedError
 
 _LEVELS = {"all": "ORT_ENABLE_ALL", "extended": "ORT_ENABLE_EXTENDED"}
@@ -42,7 +42,7 @@ class OnnxRuntimeBackend:
             found.append(Candidate("onnxruntime", {"threads": many, "level": "extended"}, rank=11))
         if many > 1:
             found.append(Candidate("onnxruntime", {"threads": 1, "level": "all"}, rank=12))
-            setting = {"threads": many, "level": "all", "spin": False}
+            setting: Setting = {"threads": many, "level": "all", "spin": False}
             found.append(Candidate("onnxruntime", setting, rank=13))
         return found
 

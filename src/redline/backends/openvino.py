@@ -42,7 +42,8 @@ class OpenVinoBackend:
 
     def build(self, source: Source, candidate: Candidate, folder: Path) -> Part:
         """The part is a setting: its runner reads the engine's graph, as quickly as OpenVINO's own
-        IR, which would hold the weights a second time."""
+        IR, which would hold the weights a second time.
+        """
         if source.graph is None:
             raise RefusedError("the model has no ONNX graph")
         return Part(

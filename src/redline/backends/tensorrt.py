@@ -15,7 +15,8 @@ from redline.errors import BuildError, RefusedError
 
 class TensorRtBackend:
     """Builds a strongly typed network: precision is what the graph says (TensorRT 11 has no flags
-    for it). Not run on any machine of ours yet; docs/backends.md says so."""
+    for it). Not run on any machine of ours yet; docs/backends.md says so.
+    """
 
     name = "tensorrt"
     wants: Literal["graph", "program", "module"] = "graph"

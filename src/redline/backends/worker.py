@@ -63,8 +63,8 @@ def open_module(
 def pack_module(module: torch.nn.Module | None) -> bytes:
     """A module as bytes for our own child.
 
-    These bytes go from this process to a child that it started, through an anonymous pipe. They never
-    come from, or go to, a file or a network: Redline unpickles nothing that somebody else made.
+    These bytes go from this process to a child that it started, through an anonymous pipe. They
+    never come from, or go to, a file or a network: nothing that somebody else made is unpickled.
 
     Raises:
         RefusedError: the module cannot be pickled.

@@ -1,1 +1,1 @@
-"""From whatever holds a model to one ONNX graph, with its inputs, outputs and dynamic dims named."""
+"""From whatever holds a model to one ONNX graph, with inputs, outputs and dynamic dims named."""

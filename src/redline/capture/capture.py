@@ -39,7 +39,7 @@ def capture(
         dynamic: axes that may change (see redline.capture.dynamic.parse).
         name: what to call it; its class or file name by default.
         trust: open a .pt2 file, which can run code when it is loaded.
-        eval_mode: capture a model in training mode as it is in eval mode; the model stays as it was.
+        eval_mode: capture a model in training mode as in eval mode; the model stays as it was.
 
     Raises:
         InputError: the model or the inputs cannot be used.

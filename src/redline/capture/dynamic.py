@@ -32,9 +32,9 @@ class Axes:
 def parse(dynamic: Mapping[str, Any] | None, names: Sequence[str], shapes: Sequence[Shape]) -> Axes:
     """Read the `dynamic` argument of optimize().
 
-    {"batch": (1, 8, 32)} is axis 0 of every input whose axis 0 has the same size as the first one's.
-    {"ids": {0: ("batch", 1, 8, 32), 1: (16, 64, 128)}} names an input; an axis without a name of its
-    own is called "<input>_<axis>".
+    {"batch": (1, 8, 32)} is axis 0 of every input whose axis 0 is as large as the first one's.
+    {"ids": {0: ("batch", 1, 8, 32), 1: (16, 64, 128)}} names an input; an axis without a name of
+    its own is called "<input>_<axis>".
 
     Raises:
         UnknownNameError: an input that does not exist.
@@ -59,7 +59,8 @@ def parse(dynamic: Mapping[str, Any] | None, names: Sequence[str], shapes: Seque
 
 def traced_sizes(axes: Axes) -> dict[str, int]:
     """A size for each dim to trace with: at least 2, since torch takes 0 and 1 for constants, and
-    no two alike, so that one dim is never mistaken for another."""
+    no two alike, so that one dim is never mistaken for another.
+    """
     sizes: dict[str, int] = {}
     for dim in axes.dims:
         choices = [dim.opt, *range(dim.min, dim.max + 1)]

@@ -21,7 +21,7 @@ _TOKENS = 100  # random integers stay below: small enough for any vocabulary
 
 
 def load_factory(target: str) -> Any:
-    """The module that "pkg.models:build" names: an nn.Module, or what calling the attribute returns.
+    """What "pkg.models:build" names: an nn.Module, or what calling the attribute returns.
 
     The current folder is searched first, as `python -m` would.
 

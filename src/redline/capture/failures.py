@@ -1,7 +1,7 @@
 """Why export failed, in words: which line of the user's model, and what to write instead.
 
-The table is data. Its patterns match the text of the whole chain of exceptions, the first match wins;
-its numbers are stable names for tests and docs.
+The table is data. Its patterns match the text of the whole chain of exceptions, and the first match
+wins; its ids are stable names for tests and docs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Failure:
 FAILURES = (
     Failure(
         "missing-operator",
-        r"No ONNX function found for <OpOverload\(op='(?P<op>[\w.:]+)'|No decompositions? registered for.*?(?P<op2>[\w]+::[\w.]+)",
+        r"No ONNX function found for <OpOverload\(op='(?P<op>[\w.:]+)'|"
+        r"No decompositions? registered for.*?(?P<op2>[\w]+::[\w.]+)",
         "ONNX has no translation for the operator {op}",
         "write it with other operators, or give torch.onnx.export a translation for it",
     ),
@@ -41,14 +42,15 @@ FAILURES = (
         "data-dependent-branch",
         r"Could not guard on data-dependent expression (?P<op>(Eq|Ne|Gt|Lt|Ge|Le)\(.*?\))",
         "an `if` or a check in forward depends on the values in a tensor ({op})",
-        "use torch.where(condition, a, b), or torch.cond for two whole branches; move mere checks to "
-        "torch._check",
+        "use torch.where(condition, a, b), or torch.cond for two whole branches; "
+        "move mere checks to torch._check",
     ),
     Failure(
         "data-dependent-size",
-        r"Could not (extract specialized integer from|guard on) data-dependent expression (?P<op>\S+)",
+        r"Could not (extract specialized integer from|guard on) data-dependent expression "
+        r"(?P<op>\S+)",
         "a size, slice or loop count in forward depends on the values in a tensor ({op})",
-        "keep the size an integer tensor and bound it with torch._check, or use a mask of fixed size",
+        "keep the size an integer tensor and bound it with torch._check, or mask a fixed size",
     ),
     Failure(
         "data-dependent-other",
@@ -64,7 +66,8 @@ FAILURES = (
     ),
     Failure(
         "range-too-wide",
-        r"Expected .* (?:to be equal to|at dimension)|are not equal to|must be (?:equal|specialized)",
+        r"Expected .* (?:to be equal to|at dimension)|are not equal to|"
+        r"must be (?:equal|specialized)",
         "the model's code asks for a size that the example or the dynamic range does not have",
         "give example inputs of the size that forward expects",
     ),
@@ -77,8 +80,8 @@ FAILURES = (
     ),
     Failure(
         "numpy-in-forward",
-        r"\.numpy\(\) is not supported|numpy\(\) (?:is|was) called|can't convert .*[Tt]ensor.* to numpy|"
-        r"FakeTensor.*numpy|__array__",
+        r"\.numpy\(\) is not supported|numpy\(\) (?:is|was) called|"
+        r"can't convert .*[Tt]ensor.* to numpy|FakeTensor.*numpy|__array__",
         "forward goes through NumPy, where tracing cannot follow",
         "use the torch function of the same name, or move the NumPy part out of the model",
     ),
@@ -105,7 +108,7 @@ FAILURES = (
         r"(?:fake|meta) (?:impl|kernel|implementation)|no fake impl|UnsupportedOperatorException|"
         r"Cannot access data pointer of Tensor that doesn't have storage|There was no fake",
         "a custom operator has no rule for the shape of its result",
-        "torch.library.register_fake(name) with a function that returns an empty tensor of that shape",
+        "torch.library.register_fake(name), with a function that returns an empty tensor",
     ),
     Failure(
         "device-mismatch",
@@ -115,7 +118,7 @@ FAILURES = (
     ),
     Failure(
         "side-effect",
-        r"mutat(?:ed|ion)|assign(?:ed|ing) .*attribute|were assigned during export|buffer.*assigned",
+        r"mutat(?:ed|ion)|assign(?:ed|ing) .*attribute|assigned during export|buffer.*assigned",
         "forward changes the module's own attributes",
         "return the new value, or register_buffer and change it in place with copy_",
     ),
@@ -160,14 +163,14 @@ FAILURES = (
 
 
 def explain(error: BaseException, stage: str) -> Note:
-    """A note about a failed export: the class of failure, the user's line, what to write instead.
+    """A note about a failed export: its class, the user's line, what to write instead.
 
     Args:
         stage: "torch.export" or "torch.onnx.export".
 
     Example:
-        >>> explain(RuntimeError("Could not guard on data-dependent expression Eq(u0, 1)"), "torch.export").hint[:20]
-        'use torch.where(cond'
+        >>> explain(RuntimeError("complex numbers"), "torch.export").hint
+        'write the real and imaginary parts as two real tensors'
     """
     chain = _chain(error)
     text = "\n".join(f"{type(one).__name__}: {one}" for one in chain)
@@ -204,7 +207,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _user_line(chain: list[BaseException], text: str) -> str:
-    """The innermost line that is neither ours nor a library's: from tracebacks, else from the text."""
+    """The innermost line that is the user's: from the tracebacks, else from the text."""
     for error in reversed(chain):
         for frame in reversed(traceback.extract_tb(error.__traceback__)):
             if _is_users(frame.filename):

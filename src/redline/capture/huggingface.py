@@ -37,7 +37,7 @@ def as_exportable(model: torch.nn.Module, example: Any) -> Iterator[tuple[torch.
     An engine is a function of its inputs: a cache that grows from call to call is not one of its
     outputs. The rest of a ModelOutput comes back as the model would return it.
     """
-    config = model.config
+    config: Any = model.config
     before = getattr(config, "use_cache", None)
     if before:
         config.use_cache = False

@@ -174,7 +174,7 @@ def _output_specs(
     example: Sequence[torch.Tensor],
     axes: Axes,
 ) -> tuple[TensorSpec, ...]:
-    """Output shapes; an axis that moves when a dim moves is named after it, alone or in an expression."""
+    """Output shapes; an axis that moves when a dim moves is named after it."""
     shapes: list[list[int | str]] = [list(output.shape) for output in outputs]
     for dim in axes.dims:
         other = dim.max if dim.opt != dim.max else dim.min

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -53,12 +53,15 @@ def load_script(path: Path) -> torch.jit.ScriptModule:
         with zipfile.ZipFile(path) as archive:
             if any("/code/" in name for name in archive.namelist()):
                 with quiet():
-                    return torch.jit.load(path, map_location="cpu")
+                    script: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+                        path, map_location="cpu"
+                    )
+                return script
     raise _not_script(path)
 
 
 def from_program(program: torch.export.ExportedProgram, example: Any, **options: Any) -> Model:
-    """Capture what torch.export captured; its own example and dynamic dims hold unless others are given."""
+    """Capture an ExportedProgram; its own example and dynamic dims hold unless others are given."""
     with quiet():
         module = program.module()
     if example is None:
@@ -72,7 +75,7 @@ def from_program(program: torch.export.ExportedProgram, example: Any, **options:
 
 
 def from_script(module: torch.jit.ScriptModule, example: Any, **options: Any) -> Model:
-    """Capture TorchScript: the module runs as it is, its graph comes from the older ONNX exporter."""
+    """Capture TorchScript: it runs as it is, its graph comes from the older ONNX exporter."""
     options["name"] = options.get("name") or module.original_name
     model = capture_module(module, example, origin="torchscript", **options)
     if model.graph is not None or model.signature.dims:
@@ -92,10 +95,10 @@ def from_script(module: torch.jit.ScriptModule, example: Any, **options: Any) ->
 def _trace_to_onnx(
     module: torch.jit.ScriptModule, inputs: tuple[torch.Tensor, ...], model: Model
 ) -> onnx_ir.Model:
-    buffer = io.BytesIO()
-    with quiet(), torch.no_grad():
-        torch.onnx.export(module, inputs, buffer, dynamo=False, opset_version=min(OPSET, 20))
-    graph = onnx_ir.serde.deserialize_model(onnx.load_from_string(buffer.getvalue()))
+    with tempfile.TemporaryDirectory() as folder, quiet(), torch.no_grad():
+        file = Path(folder) / "graph.onnx"
+        torch.onnx.export(module, inputs, str(file), dynamo=False, opset_version=OPSET)
+        graph = onnx_ir.serde.deserialize_model(onnx.load(file))
     names = [spec.name for spec in model.signature.inputs]
     outputs = [spec.name for spec in model.signature.outputs]
     rename(graph, Axes((), tuple({} for _ in names)), names, outputs)
@@ -128,13 +131,13 @@ def _not_script(path: Path) -> ModelError:
         return ModelError(
             f"not a TorchScript file: {type(error).__name__}",
             where=str(path),
-            hint="if it is a whole pickled model, Redline will not unpickle it: build the model in Python, "
-            "load_state_dict its weights, and pass the model",
+            hint="if it is a whole pickled model, Redline will not unpickle it: build the model in "
+            "Python, load_state_dict its weights, and pass the model",
         )
     count = len(held) if isinstance(held, Mapping) else 1
     return ModelError(
         f"holds weights ({count} entries), not a model",
         where=str(path),
-        hint="build the module, module.load_state_dict(torch.load(path, weights_only=True)), and pass "
-        "the module (on the command line: pkg.module:factory)",
+        hint="build the module, load_state_dict(torch.load(path, weights_only=True)), and pass it "
+        "(on the command line: pkg.module:factory)",
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Note:
-    """Something capture wants the user to know: what happened, where in their code, what to write."""
+    """Something the user should know: what happened, where in their code, what to write."""
 
     what: str
     where: str = ""

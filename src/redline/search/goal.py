@@ -139,8 +139,8 @@ def quantity(value: float | str, kind: str, name: str) -> float:
     """
     units = _UNITS[kind]
     examples = "'5ms', '90s', '3m'" if kind == "time" else "'40MB', '64MiB'"
-    unit = "seconds" if kind == "time" else "bytes"
-    hint = f"give a positive number of {unit}, or text like {examples}"
+    counted = "seconds" if kind == "time" else "bytes"
+    hint = f"give a positive number of {counted}, or text like {examples}"
     if isinstance(value, str):
         match = re.fullmatch(r"\s*([0-9.]+(?:e-?\d+)?)\s*([a-zµ]*)\s*", value.lower())
         unit = (match[2] or ("s" if kind == "time" else "")) if match else None
