@@ -97,7 +97,7 @@ def contest(
     trials = [Trial(bench, candidate) for candidate in candidates]
     try:
         _prepare(bench, trials, start + _BUILD_SHARE * budget, say)
-        deadline = time.monotonic() if bench.cancelled else start + 0.95 * budget
+        deadline = time.monotonic() if bench.cancelled else start + 0.9 * budget
         outcomes = _race(trials, deadline, say)
     finally:
         for trial in trials:

@@ -42,3 +42,8 @@ def test_a_summary_keeps_the_blocks():
     assert timing.median == 2.0
     assert timing.low <= timing.median <= timing.high
     assert 8.0 < timing.p99 <= 9.0
+
+
+def test_a_few_values_give_their_range_and_not_a_false_certainty():
+    assert interval([2.0, 1.0, 9.0]) == (2.0, 1.0, 9.0)
+    assert interval([2.0, 1.0]) == (1.5, 1.0, 2.0)

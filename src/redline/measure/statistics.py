@@ -9,6 +9,7 @@ import numpy as np
 from redline.measure.record import Timing
 
 _RESAMPLES = 2000
+_ENOUGH = 6
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
@@ -16,13 +17,16 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
 
     The percentile bootstrap resamples the values with replacement and reads the interval off the
     medians of the resamples (Efron and Tibshirani, An Introduction to the Bootstrap, ch. 13). The
-    resampling is seeded: the same values always give the same interval.
+    resampling is seeded: the same values always give the same interval. Fewer than six values give
+    their whole range.
 
     Example:
         >>> interval([1.0, 1.0, 1.0])
         (1.0, 1.0, 1.0)
     """
     data = np.asarray(values, dtype=np.float64)
+    if len(data) < _ENOUGH:  # resampling two or three values would claim to know too much
+        return float(np.median(data)), float(data.min()), float(data.max())
     rng = np.random.default_rng(0)
     picks = rng.integers(0, len(data), size=(_RESAMPLES, len(data)))
     medians = np.median(data[picks], axis=1)
