@@ -105,7 +105,7 @@ def _core(packages: Packages) -> Iterator[Finding]:
         package = packages.get(name)
         version = package.version if package else ""
         reason = _import_failure(name)
-        command = f"pip install --force-reinstall {name}" if package else f"pip install {name}"
+        command = _reinstall(name, package) if package else f"pip install {name}"
         yield Finding(name, "core", not reason, version, reason, command if reason else "")
     ours = packages.get("redline")
     if ours is None:
@@ -119,15 +119,21 @@ def _core(packages: Packages) -> Iterator[Finding]:
 
 def _backends(_: Packages) -> Iterator[Finding]:
     for name in backends.names():
-        backend = backends.get(name)
-        if missing := backend.missing():
-            yield Finding(name, "backend", False, "", missing.reason, missing.command)
-            continue
-        module = _BACKEND_MODULES.get(name)
-        reason = _import_failure(module) if module else ""
-        command = f"pip install --force-reinstall {module}" if reason else ""
-        version = textwrap.shorten(backend.version(), _VERSION_LENGTH, placeholder=" …")
-        yield Finding(name, "backend", not reason, version, reason, command)
+        try:
+            yield _backend(name)
+        except Exception as error:  # see _import_failure; the row of its library has the command
+            yield Finding(name, "backend", False, reason=f"it fails to load: {_in_short(error)}")
+
+
+def _backend(name: str) -> Finding:
+    backend = backends.get(name)
+    if missing := backend.missing():
+        return Finding(name, "backend", False, "", missing.reason, missing.command)
+    module = _BACKEND_MODULES.get(name)
+    reason = _import_failure(module) if module else ""
+    command = f"pip install --force-reinstall {module}" if reason else ""
+    version = textwrap.shorten(backend.version(), _VERSION_LENGTH, placeholder=" …")
+    return Finding(name, "backend", not reason, version, reason, command)
 
 
 def _extras(packages: Packages) -> Iterator[Finding]:
@@ -274,14 +280,23 @@ def _mismatch(name: str, reason: str, command: str) -> Finding:
 
 
 def _import_failure(module: str) -> str:
-    """Why a library cannot be loaded; empty when it can."""
+    """Why a library cannot be loaded; empty when it can.
+
+    A broken one raises anything: RuntimeError where an operator is not registered, TypeError where
+    protobuf does not fit. To survive that and to say so is what a doctor is for.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what they warn of is found by a check of ours
             importlib.import_module(module)
-    except (ImportError, OSError) as error:
-        return f"{module} cannot be imported: {error}"
+    except Exception as error:
+        return f"{module} cannot be imported: {_in_short(error)}"
     return ""
+
+
+def _in_short(error: Exception) -> str:
+    """The first line: some libraries write a page."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _wanted(package: Package, extra: str) -> Iterator[Requirement]:
@@ -338,8 +353,8 @@ def _device(version: str) -> str:
     return "CUDA" if linux else "cpu"
 
 
-def _reinstall(name: str, torch: Package) -> str:
-    """The index of the installed torch has the wheels that fit it."""
-    _, _, tag = torch.version.partition("+")
+def _reinstall(name: str, like: Package) -> str:
+    """A wheel with a tag comes from an index of PyTorch's makers, with what fits it."""
+    _, _, tag = like.version.partition("+")
     index = f" --index-url https://download.pytorch.org/whl/{tag}" if tag else ""
     return f"pip install --force-reinstall --no-deps {name}{index}"

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from redline.engine import file as engine_file
-from redline.engine.manifest import Check, Part
+from redline.engine.manifest import Check, Manifest, Part
 from redline.errors import SaveError
 from redline.measure.record import Study
 from redline.runtime.load import open_engine
@@ -192,14 +192,22 @@ def load(
     manifest, opened = session.manifest, session.part
     assert manifest is not None
     assert opened is not None
-    study = {**manifest.provenance.get("study", {}), "records": manifest.records}
     return Engine(
         session,
-        msgspec.convert(study, Study),
+        read_study(manifest) or Study(manifest.name, "engine file", manifest.machine, "", "", ()),
         backend=opened.backend,
         path=Path(path),
         notices=session.notices,
     )
+
+
+def read_study(manifest: Manifest) -> Study | None:
+    """The study that an engine file carries; None in one that optimize() did not write."""
+    study = manifest.provenance.get("study")
+    try:
+        return msgspec.convert({**study, "records": manifest.records}, Study) if study else None
+    except (msgspec.ValidationError, TypeError):
+        return None
 
 
 def _in_framework(module: Any, session: Session) -> Callable[..., Any]:

@@ -34,8 +34,7 @@ KNOBS = {
         ),
         Knob("REDLINE_CACHE", "1", "0 turns the timing cache off"),
         Knob("REDLINE_PROGRESS", "auto", "progress on stderr: auto (on a terminal), 1 or 0"),
-        Knob("REDLINE_DEBUG", "0", "0 to 5: 1 timings, 2 plan, 3 graphs, 4 code, 5 every rewrite"),
-        Knob("REDLINE_DUMP", "", "folder into which every stage writes a readable file"),
+        Knob("REDLINE_DEBUG", "0", "1 shows the traceback of an error on the command line"),
     )
 }
 

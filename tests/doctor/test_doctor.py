@@ -1,10 +1,14 @@
 """Doctor: every backend, extra and tool is there; each mismatch is found, and only where it is."""
 
 import dataclasses
+import importlib
 import json
+import os
 import re
+import subprocess
 import sys
 from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -62,12 +66,13 @@ def blocked(monkeypatch):
     """Makes the import of a library fail as a broken one does."""
 
     def block(name, error):
-        real = doctor.importlib.import_module
-        monkeypatch.setattr(
-            doctor.importlib,
-            "import_module",
-            lambda module: (_ for _ in ()).throw(error) if module == name else real(module),
-        )
+        def load(module):
+            if module == name:
+                raise error
+            return importlib.import_module(module)
+
+        # Only the doctor's: torch itself imports by the same function when it is asked.
+        monkeypatch.setattr(doctor, "importlib", SimpleNamespace(import_module=load))
 
     return block
 
@@ -95,13 +100,15 @@ def test_this_environment_is_healthy(findings):
 
 
 @pytest.mark.parametrize("name", ["torch", "onnx", "onnxruntime"])
-@pytest.mark.parametrize("error", [ImportError("no libc10.so"), OSError("no libc10.so")])
+@pytest.mark.parametrize("error", [ImportError, OSError, RuntimeError, TypeError])
 def test_a_library_that_cannot_be_imported_is_a_reason(blocked, name, error):
-    blocked(name, error)
-    found = {finding.name: finding for finding in doctor._core(doctor.installed())}
+    blocked(name, error("no libc10.so\nand a page of advice"))
+    found = {finding.name: finding for finding in doctor._core({name: Package("1.0")})}
     assert found[name].reason == f"{name} cannot be imported: no libc10.so"
-    assert found[name].command == f"pip install --force-reinstall {name}"
+    assert found[name].command == f"pip install --force-reinstall --no-deps {name}"
     assert not doctor.healthy(found.values())
+    found = {finding.name: finding for finding in doctor._core({name: Package("1.0+cpu")})}
+    assert found[name].command.endswith("--index-url https://download.pytorch.org/whl/cpu")
 
 
 def test_a_backend_whose_library_is_broken_is_a_reason(blocked):
@@ -110,6 +117,40 @@ def test_a_backend_whose_library_is_broken_is_a_reason(blocked):
         pytest.skip("openvino is not installed")
     found = {finding.name: finding for finding in doctor._backends({})}
     assert found["openvino"].reason == "openvino cannot be imported: no libtbb.so"
+
+
+def test_a_backend_that_fails_in_its_own_way_is_a_reason(monkeypatch):
+    def refuse(_):
+        raise RuntimeError("operator x does not exist")
+
+    monkeypatch.setattr(backends, "get", refuse)
+    found = {finding.name: finding.reason for finding in doctor._backends({})}
+    assert found == dict.fromkeys(backends.names(), "it fails to load: operator x does not exist")
+
+
+# Each is a library that is found and does not load, as in a child of a user's own shell.
+@pytest.mark.parametrize(
+    ("name", "code", "status"),
+    [
+        ("torch", "raise ImportError('it is broken')", 1),
+        ("torch", "raise RuntimeError('it is broken')", 1),
+        ("onnx", "raise TypeError('it is broken')", 1),
+        ("openvino", "raise OSError('it is broken')", 0),
+    ],
+)
+def test_the_doctor_survives_a_library_that_is_broken(tmp_path, name, code, status):
+    (tmp_path / f"{name}.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-m", "redline", "doctor", "--json"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    reasons = [finding["reason"] for finding in json.loads(done.stdout)["findings"]]
+    assert f"{name} cannot be imported: it is broken" in reasons
 
 
 def test_a_folder_that_is_not_installed_is_a_reason():

@@ -6,12 +6,17 @@ wins; its ids are stable names for tests and docs.
 
 from __future__ import annotations
 
+import linecache
 import re
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from redline.graph.model import Note
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 _LIBRARIES = re.compile(
     r"site-packages|dist-packages|/lib/python3|<frozen|<string>|<eval_with_key>"
@@ -106,7 +111,7 @@ FAILURES = (
     Failure(
         "custom-operator",
         r"(?:fake|meta) (?:impl|kernel|implementation)|no fake impl|UnsupportedOperatorException|"
-        r"Cannot access data pointer of Tensor that doesn't have storage|There was no fake",
+        r"Cannot access data pointer of Tensor|There was no fake",
         "a custom operator has no rule for the shape of its result",
         "torch.library.register_fake(name), with a function that returns an empty tensor",
     ),
@@ -142,7 +147,7 @@ FAILURES = (
     ),
     Failure(
         "sparse-or-quantized",
-        r"[Ss]parse\w* |quantized::|QuantizedCPU|layout.*sparse|to_sparse",
+        r"[Ss]parse\w* |quantized::|QuantizedCPU|torch\.qu?int8|layout.*sparse|to_sparse",
         "the model uses sparse or eager-mode quantized tensors",
         "densify with to_dense(), or quantize after export",
     ),
@@ -162,11 +167,12 @@ FAILURES = (
 )
 
 
-def explain(error: BaseException, stage: str) -> Note:
+def explain(error: BaseException, stage: str, program: ExportedProgram | None = None) -> Note:
     """A note about a failed export: its class, the user's line, what to write instead.
 
     Args:
         stage: "torch.export" or "torch.onnx.export".
+        program: what was being translated; its nodes remember the user's lines.
 
     Example:
         >>> explain(RuntimeError("complex numbers"), "torch.export").hint
@@ -180,6 +186,7 @@ def explain(error: BaseException, stage: str) -> Note:
         if match:
             groups = match.groupdict()
             name = groups.get("op") or groups.get("op2") or ""
+            where = where or _line_of(program, name)
             return Note(f"{stage} failed: {failure.what.format(op=name)}", where, failure.hint)
     last = next((line for line in str(chain[-1]).splitlines() if line.strip()), "")
     return Note(
@@ -215,6 +222,16 @@ def _user_line(chain: list[BaseException], text: str) -> str:
     for file, line, name in reversed(_FRAME.findall(text)):
         if _is_users(file):
             return _spell(file, int(line), name, "")
+    return ""
+
+
+def _line_of(program: ExportedProgram | None, operator: str) -> str:
+    """The user's line that the first node of an operator came from."""
+    for node in program.graph.nodes if program is not None and operator else ():
+        if operator in str(node.target):
+            for file, line, name in reversed(_FRAME.findall(node.meta.get("stack_trace") or "")):
+                if _is_users(file):
+                    return _spell(file, int(line), name, linecache.getline(file, int(line)))
     return ""
 
 

@@ -129,7 +129,7 @@ def _export(
     try:
         graph = to_graph(program, axes, names, output_names)
     except Exception as error:
-        return program, None, [explain(error, "torch.onnx.export")]
+        return program, None, [explain(error, "torch.onnx.export", program)]
     return program, graph, []
 
 

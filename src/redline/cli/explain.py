@@ -39,18 +39,14 @@ def explain(
 
 def _read(path: Path) -> Report:
     """The report that lies in an engine file."""
-    import msgspec
-
+    from redline.drop_in import read_study
     from redline.engine.file import open_file
-    from redline.measure.record import Study
     from redline.report.report import Report
 
     with open_file(path) as file:
-        manifest = file.manifest
-    study = manifest.provenance.get("study", {})
-    try:
-        return Report(msgspec.convert({**study, "records": manifest.records}, Study))
-    except (msgspec.ValidationError, TypeError) as error:
+        study = read_study(file.manifest)
+    if study is None:
         raise InputError(
-            f"{path} holds no report: {error}", hint="engines saved by redline.optimize() hold one"
-        ) from None
+            f"{path} holds no report", hint="engines saved by redline.optimize() hold one"
+        )
+    return Report(study)
