@@ -11,6 +11,7 @@ from importlib import metadata
 from types import SimpleNamespace
 
 import pytest
+import torch  # here: under a planted platform or path its first import would break it
 import typer
 from typer.testing import CliRunner
 
@@ -305,8 +306,6 @@ def test_each_mismatch_is_one_sentence_with_a_command(change, name, said):
 
 
 def test_numpy_that_torch_was_not_built_for(monkeypatch):
-    import torch
-
     def refuse(_):
         raise RuntimeError("Numpy is not available")
 
@@ -327,8 +326,6 @@ def test_the_metadata_of_others_may_be_broken(tmp_path, monkeypatch):
 
 
 def test_every_mismatch_is_in_the_docs(root, monkeypatch):
-    import torch
-
     page = (root / "docs" / "doctor.md").read_text(encoding="utf-8")
     for packages in WRONG:
         ((name, finding),) = reasons(packages).items()
