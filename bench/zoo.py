@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 import redline
 from models import ZOO
@@ -127,23 +125,26 @@ def _row(name: str, final: list[Lane], refused: dict[str, str], pick: str, spent
     )
 
 
-def table(rows: list[Row]) -> Table:
-    """Milliseconds, and ratios as median (low to high)."""
-    view = Table(title="milliseconds a call, batch 1, fp32")
-    view.add_column("network")
-    for peer in PEERS:
-        view.add_column(peer, justify="right")
-    for column in ("Redline", "over eager", "over the best peer"):
-        view.add_column(column, justify="right")
-    view.add_column("pick")
+def markdown(rows: list[Row]) -> str:
+    """The table of the docs: milliseconds, and ratios as median (low to high)."""
+    heads = ["network", *PEERS, "Redline", "over eager", "over the best peer", "Redline's pick"]
+    lines = [" | ".join(heads), "|".join(["---"] + ["---:"] * (len(heads) - 2) + ["---"])]
     for row in rows:
-        times = [f"{row.seconds[peer] * 1e3:.3g}" if peer in row.seconds else "—" for peer in PEERS]
-        ratios = [
-            f"{mid:.2f}× ({low:.2f}–{high:.2f})"
-            for mid, low, high in (row.over_eager, row.over_peer)
-        ]
-        view.add_row(row.name, *times, f"{row.seconds['redline'] * 1e3:.3g}", *ratios, row.pick)
-    return view
+        times = [_ms(row.seconds.get(peer)) for peer in (*PEERS, "redline")]
+        best = min(PEERS, key=lambda peer: row.seconds.get(peer, math.inf))
+        times[PEERS.index(best)] = f"**{times[PEERS.index(best)]}**"
+        cells = [row.name, *times, _ratio(row.over_eager), _ratio(row.over_peer), row.pick]
+        lines.append(" | ".join(cells))
+    return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines)
+
+
+def _ms(seconds: float | None) -> str:
+    return "—" if seconds is None else f"{seconds * 1e3:.3g}"
+
+
+def _ratio(values: tuple[float, float, float]) -> str:
+    middle, low, high = values
+    return f"{middle:.2f}× ({low:.2f} to {high:.2f})"
 
 
 def main() -> None:
@@ -158,14 +159,14 @@ def main() -> None:
     rows = []
     for key in given.networks:
         rows.append(measure(key, given.budget, given.race))
-        Console(stderr=True).print(table(rows[-1:]))
+        print(markdown(rows[-1:]), file=sys.stderr)
         for peer, reason in rows[-1].refused.items():
             print(f"  {peer}: {reason}", file=sys.stderr)
         if given.json:
             given.json.write_bytes(b"\n".join(msgspec.json.encode(row) for row in rows) + b"\n")
     card = machine.card()
     print(f"{card.cpu}, {card.cores} cores; torch, backends: see `redline doctor`")
-    Console(width=170).print(table(rows))
+    print(markdown(rows))
     gains = [math.log(row.over_eager[0]) for row in rows]
     print(f"geometric mean over eager: {math.exp(sum(gains) / len(gains)):.2f}×")
     behind = [row.name for row in rows if row.over_peer[2] < 1]
