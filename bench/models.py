@@ -75,6 +75,10 @@ class ViT(VisionTransformer):
     pass
 
 
+class Bert(BertModel):
+    pass
+
+
 def mlp() -> Model:
     layers = [nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)]
     return nn.Sequential(*layers).eval(), torch.randn(1, 16)
@@ -114,7 +118,7 @@ def vit() -> Model:
 
 def bert() -> Model:
     tokens = torch.randint(0, 30000, (1, 128))
-    return BertModel(BertConfig()).eval(), {
+    return Bert(BertConfig()).eval(), {
         "input_ids": tokens,
         "attention_mask": torch.ones_like(tokens),
     }

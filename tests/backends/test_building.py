@@ -1,6 +1,6 @@
 """Every backend builds real parts, and what it builds gives the model's numbers."""
 
-import os
+import threading
 from importlib.util import find_spec
 
 import msgspec
@@ -96,8 +96,16 @@ def assert_right(model, runner, tolerance_class="fp32"):
     assert error(runner.run(list(model.example)), wanted) < 10 * floor
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "ncnn"])
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [
+        ("onnxruntime", "conv"),
+        ("onnxruntime", "tagger"),
+        ("openvino", "conv"),
+        ("openvino", "tagger"),
+        ("ncnn", "conv"),
+    ],
+)
 def test_every_candidate_builds_and_is_right(captured, tmp_path, name, backend):
     pytest.importorskip(backend)
     model = captured[name]
@@ -209,15 +217,11 @@ def test_ncnn_says_what_it_cannot_take(shape, dynamic, words):
         backends.get("ncnn").candidates(traits(model))
 
 
-def test_ncnn_names_the_operators_that_it_lacks(tmp_path):
+def test_ncnn_names_the_operators_that_it_lacks(captured, tmp_path):
     pytest.importorskip("ncnn")
 
-    class Unbind(torch.nn.Module):
-        def forward(self, x):
-            return torch.where(x > 0, x, x * 2).cumsum(-1)
-
-    model = capture(Unbind().eval(), torch.randn(1, 4, 6))
-    with pytest.raises(RefusedError, match="ncnn has no layer for"):
+    model = captured["tagger"]
+    with pytest.raises(RefusedError, match="ncnn has no layer for Gather"):
         built(model, Candidate("ncnn", {"threads": 1, "winograd": False}), tmp_path)
 
 
@@ -250,14 +254,13 @@ def test_a_module_that_cannot_be_sent_to_a_child():
     class Holding(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.file = open(os.devnull)  # noqa: SIM115
+            self.lock = threading.Lock()
 
         def forward(self, x):
             return x
 
-    module = Holding()
-    with module.file, pytest.raises(RefusedError, match="cannot be sent to a child"):
-        pack_module(module)
+    with pytest.raises(RefusedError, match="cannot be sent to a child"):
+        pack_module(Holding())
 
 
 def test_every_backend_has_its_library_or_a_command():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from agreement import assert_graph_agrees
 
+import torchvision_ops  # noqa: F401 - transformers imports torchvision where there is one
 from redline.capture.capture import capture
 
 transformers = pytest.importorskip("transformers")

@@ -118,10 +118,12 @@ def _operators(param: Path) -> dict[str, int]:
     """Layers of a .param file: one a line after two lines of header, its type first.
 
     Raises:
-        RefusedError: operators that pnnx kept as PyTorch's, since ncnn has no layer for them.
+        RefusedError: layers that pnnx wrote and ncnn does not have.
     """
+    import ncnn
+
     layers = Counter(line.split()[0] for line in param.read_text().splitlines()[2:] if line.strip())
-    foreign = sorted(kind for kind in layers if "." in kind or "::" in kind)
+    foreign = sorted(kind for kind in layers if ncnn.layer_to_index(kind) < 0)
     if foreign:
         raise RefusedError(f"ncnn has no layer for {', '.join(foreign)}")
     return {kind: count for kind, count in layers.items() if kind not in ("Input", "Split")}

@@ -28,11 +28,12 @@ def bind(module: torch.nn.Module, example: Any) -> dict[str, Any]:
         ['input']
     """
     args, kwargs = _split(example)
+    signature = _signature(module)
     try:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         raise InputError(
-            f"the example inputs do not fit forward{inspect.signature(module.forward)}: {error}",
+            f"the example inputs do not fit forward{signature}: {error}",
             hint=f"give {_FORMS}",
         ) from None
     kinds = {name: parameter.kind for name, parameter in bound.signature.parameters.items()}
@@ -80,6 +81,18 @@ def check_device(module: torch.nn.Module, leaves: Sequence[Any]) -> None:
                 f"{name} is on {tensor.device}, expected cpu",
                 hint="engines here run on the CPU: use model.cpu() and inputs.cpu()",
             )
+
+
+def _signature(module: torch.nn.Module) -> inspect.Signature:
+    """The parameters of forward: a wrapper says whose, TorchScript keeps them in a schema."""
+    declared = module.__dict__.get("signature")
+    if isinstance(declared, inspect.Signature):
+        return declared
+    if not isinstance(module, torch.jit.ScriptModule):
+        return inspect.signature(module.forward)
+    arguments = module._c._get_method("forward").schema.arguments[1:]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Signature([inspect.Parameter(argument.name, kind) for argument in arguments])
 
 
 def _split(example: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:

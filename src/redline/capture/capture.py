@@ -60,8 +60,10 @@ def capture(
         return torch_files.from_script(model, example_inputs, **options)
     if isinstance(model, torch.nn.Module):
         if is_huggingface(model):
-            with as_exportable(model, example_inputs) as (module, example):
-                return capture_module(module, example, origin="huggingface", **options)
+            options["name"] = options["name"] or type(model).__name__
+            return capture_module(
+                as_exportable(model), example_inputs, origin="huggingface", **options
+            )
         return capture_module(model, example_inputs, **options)
     if isinstance(model, bytes) or type(model).__name__ in ("ModelProto", "Model"):
         return load_onnx(model, example_inputs, dynamic=dynamic, name=name)

@@ -227,8 +227,9 @@ def _user_line(chain: list[BaseException], text: str) -> str:
 
 def _line_of(program: ExportedProgram | None, operator: str) -> str:
     """The user's line that the first node of an operator came from."""
+    core = operator.rpartition(".")[2].lstrip("_")  # aten._linalg_svd is made of aten.linalg_svd
     for node in program.graph.nodes if program is not None and operator else ():
-        if operator in str(node.target):
+        if core in str(node.target):
             for file, line, name in reversed(_FRAME.findall(node.meta.get("stack_trace") or "")):
                 if _is_users(file):
                     return _spell(file, int(line), name, linecache.getline(file, int(line)))

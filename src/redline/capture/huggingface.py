@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import inspect
 from typing import Any
 
 import torch
@@ -30,19 +29,30 @@ def is_pipeline(model: Any) -> bool:
     )
 
 
-@contextmanager
-def as_exportable(model: torch.nn.Module, example: Any) -> Iterator[tuple[torch.nn.Module, Any]]:
-    """The model with its cache of keys and values off, while it is captured.
+class WithoutCache(torch.nn.Module):
+    """A model that keeps no keys and values: an engine is a function of its inputs.
 
-    An engine is a function of its inputs: a cache that grows from call to call is not one of its
-    outputs. The rest of a ModelOutput comes back as the model would return it.
+    The rest of its ModelOutput, and its attributes, are the model's own.
     """
-    config: Any = model.config
-    before = getattr(config, "use_cache", None)
-    if before:
-        config.use_cache = False
-    try:
-        yield model, dict(example) if isinstance(example, Mapping) else example
-    finally:
-        if before:
-            config.use_cache = before
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.signature = inspect.signature(model.forward)
+        self.training = model.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **{**kwargs, "use_cache": False})
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+
+def as_exportable(model: torch.nn.Module) -> torch.nn.Module:
+    """The model itself, or without its cache if it would return one."""
+    caches = getattr(model.config, "use_cache", False)
+    takes = "use_cache" in inspect.signature(model.forward).parameters
+    return WithoutCache(model) if caches and takes else model

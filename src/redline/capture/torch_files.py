@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -63,7 +64,7 @@ def load_script(path: Path) -> torch.jit.ScriptModule:
 def from_program(program: torch.export.ExportedProgram, example: Any, **options: Any) -> Model:
     """Capture an ExportedProgram; its own example and dynamic dims hold unless others are given."""
     with quiet():
-        module = program.module()
+        module = ByPosition(program)
     if example is None:
         example = program.example_inputs
     if example is None:
@@ -72,6 +73,21 @@ def from_program(program: torch.export.ExportedProgram, example: Any, **options:
     options["dynamic"] = options.get("dynamic") or _ranges(program)
     options.pop("eval_mode", None)
     return capture_module(module, example, origin="exported-program", **options)
+
+
+class ByPosition(torch.nn.Module):
+    """A program's module that takes by name too what was exported by position."""
+
+    def __init__(self, program: torch.export.ExportedProgram) -> None:
+        super().__init__()
+        self.inner = program.module()
+        self.signature = inspect.signature(self.inner.forward)
+        spec = program.call_spec.in_spec
+        self.names = list(self.signature.parameters)[: spec.child(0).num_children if spec else 0]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        given = [kwargs.pop(name) for name in self.names[len(args) :] if name in kwargs]
+        return self.inner(*args, *given, **kwargs)
 
 
 def from_script(module: torch.jit.ScriptModule, example: Any, **options: Any) -> Model:
