@@ -16,6 +16,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["REDLINE_CACHE_DIR"] = f"{home.name}/cache"
     os.environ["REDLINE_CONFIG_DIR"] = f"{home.name}/config"
     os.environ["REDLINE_PROGRESS"] = "0"
+    os.environ["REDLINE_QUIET"] = "0"  # the tests themselves keep the cores busy
     # Several test processes share the cores: threads that spin while they wait would starve them.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -189,7 +189,7 @@ def _write_up(
         parameters=work.parameters if work else 0,
         yardstick=bench.yardstick,
         reference=bench.reference.how,
-        notes=tuple((note.what, note.where, note.hint) for note in model.notes),
+        notes=tuple((note.what, note.where, note.hint) for note in _notes(bench)),
         seconds=time.monotonic() - start,
         budget=budget,
         inputs=tuple(
@@ -198,6 +198,18 @@ def _write_up(
         versions=_versions(records),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _notes(bench: Bench) -> tuple[Note, ...]:
+    """What capture noted, and whether the timings can be trusted."""
+    if not bench.busy:
+        return bench.model.notes
+    busy = Note(
+        f"other processes used {bench.busy:.1f} cores while the candidates were timed, so the "
+        "timings say little; they were not kept",
+        hint="close what runs beside, and optimize again",
+    )
+    return (*bench.model.notes, busy)
 
 
 def _versions(records: Sequence[Record]) -> dict[str, str]:
@@ -209,7 +221,7 @@ def _engine(
     bench: Bench, winner: Outcome, session: Session, study: Study, package: Package | None
 ) -> Engine:
     local = winner.part is None
-    notices = [note.what for note in bench.model.notes]
+    notices = [note.what for note in _notes(bench)]
     if local and package:
         part = package.parts[0][0]
         notices.append(

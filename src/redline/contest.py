@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
+import psutil
 
-from redline import backends, errors, machine
+from redline import backends, errors, knobs, machine
 from redline.backends.base import Candidate, Traits
 from redline.engine.manifest import Part
 from redline.errors import InputError, RefusedError, UnknownNameError
@@ -26,6 +27,9 @@ from redline.trial import Bench, Trial, read_part
 
 PRECISIONS = ("fp32",)
 _BUILD_SHARE = 0.7  # of the budget: what building and verifying may take; the rest is the race's
+_QUIET = 0.3  # cores that others may use without disturbing the race
+_QUIET_WAIT = 8.0  # seconds to wait for that
+_LOOK = 0.4  # seconds over which the use of the cores is read
 _AT_ONCE = max(1, min(2, (os.cpu_count() or 1)))  # trials prepared side by side; the race is alone
 
 Say = Callable[[str], None]
@@ -98,11 +102,12 @@ def contest(
     try:
         _prepare(bench, trials, start + _BUILD_SHARE * budget, say)
         deadline = time.monotonic() if bench.cancelled else start + 0.9 * budget
+        bench.busy = 0.0 if bench.cancelled else _wait_for_quiet(deadline, say)
         outcomes = _race(trials, deadline, say)
     finally:
         for trial in trials:
             trial.close()
-    if not bench.cancelled:
+    if not bench.cancelled and not bench.busy:
         _remember(bench, outcomes, budget)
     return outcomes
 
@@ -128,6 +133,24 @@ def _prepare(bench: Bench, trials: Sequence[Trial], deadline: float, say: Say) -
                 trial.kill()
             if not isinstance(error, KeyboardInterrupt):
                 raise
+
+
+def _wait_for_quiet(deadline: float, say: Say) -> float:
+    """Wait a while for other processes to leave the cores; returns how many they still use.
+
+    On a busy machine candidates with as many threads as cores look hundreds of times slower than
+    they are: a thread that waits for one without a core spins until the scheduler has had its way.
+    """
+    if knobs.text("REDLINE_QUIET") == "0":
+        return 0.0
+    until = min(time.monotonic() + _QUIET_WAIT, deadline)
+    while True:
+        used = float(psutil.cpu_percent(interval=_LOOK)) / 100 * (psutil.cpu_count() or 1)
+        if used < _QUIET:
+            return 0.0
+        if time.monotonic() > until:
+            return used
+        say("waiting for other processes to leave the cores")
 
 
 def _race(trials: Sequence[Trial], deadline: float, say: Say) -> list[Outcome]:

@@ -33,6 +33,7 @@ KNOBS = {
             "REDLINE_MEMORY_LIMIT", "0", "bytes a candidate may use; 0 means 80 % of what is free"
         ),
         Knob("REDLINE_CACHE", "1", "0 turns the timing cache off"),
+        Knob("REDLINE_QUIET", "1", "0 races at once, even while other processes use the cores"),
         Knob("REDLINE_PROGRESS", "auto", "progress on stderr: auto (on a terminal), 1 or 0"),
         Knob("REDLINE_DEBUG", "0", "1 shows the traceback of an error on the command line"),
     )

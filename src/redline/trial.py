@@ -63,6 +63,8 @@ class Bench:
         cases, reference: the inputs to verify on and what must come out.
         yardstick: eager float32's own error against the reference.
         eager_seconds: one eager call, for the patience with a run.
+        cancelled: Ctrl-C was pressed; held: bytes that waiting candidates hold together.
+        busy: cores that other processes used when the race began; 0.0 on a quiet machine.
         folder: a private temporary folder, removed by whoever made it.
     """
 
@@ -76,6 +78,7 @@ class Bench:
     lock: threading.Lock = field(default_factory=threading.Lock)
     cancelled: bool = False
     held: int = 0
+    busy: float = 0.0
 
     @cached_property
     def memory(self) -> int:

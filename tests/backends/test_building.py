@@ -1,24 +1,36 @@
 """Every backend builds real parts, and what it builds gives the model's numbers."""
 
+import re
 import threading
+import zipfile
 from importlib.util import find_spec
 
 import msgspec
 import numpy as np
 import pytest
 import torch
+from torch._inductor import cpu_vec_isa
 
 from redline import backends
+from redline.backends import inductor
 from redline.backends.base import Candidate, Traits
 from redline.backends.worker import build, open_module, pack_module, pack_program
 from redline.capture.capture import capture
 from redline.engine.manifest import Part
 from redline.engine.store import FolderStore
-from redline.errors import BuildError, RefusedError, UnknownNameError
+from redline.errors import (
+    BuildError,
+    CrashedError,
+    OutOfMemoryError,
+    RefusedError,
+    TimedOutError,
+    UnknownNameError,
+)
 from redline.graph.cost import operators
 from redline.graph.serialize import to_bytes
 from redline.machine import isa_flags
 from redline.measure.accuracy import TOLERANCE_CLASSES, error
+from redline.measure.child import Child
 from redline.runtime.runner import open_part
 from redline.tree import flatten
 
@@ -169,6 +181,44 @@ def test_inductor_packages_ahead_of_time(captured, tmp_path):
     assert part.operators.get("fused kernel", 0) >= 1
     assert set(part.isa) <= isa_flags()
     assert_right(model, runner)
+    # The package keeps its compile commands: no flag may go beyond what `isa` asks of a CPU.
+    with zipfile.ZipFile(tmp_path / "part" / "model.pt2") as package:
+        sources = [package.read(name).decode() for name in package.namelist() if "cpp" in name]
+    asked = set(re.findall(r"(?<=\s)-m[\w=+-]+", " ".join(sources)))
+    assert asked
+    assert "-march=native" not in asked
+    assert set(inductor._cpu_flags(" ".join(asked))) == set(part.isa)
+
+
+@pytest.mark.parametrize(
+    ("told", "flags"),
+    [
+        ("-mavx2 -mfma -mf16c", ("avx2", "fma", "f16c")),
+        ("-mavx512f -mavx512vnni -mavx512f", ("avx512f", "avx512_vnni")),
+        ("-mavx512bf16 -mamx-tile", ("avx512_bf16", "amx_tile")),
+        ("-march=armv9-a+sve2+fp16fml -msve-vector-bits=128", ("sve2", "asimdfhm")),
+        ("", ()),
+    ],
+)
+def test_compiler_flags_become_those_of_the_cpu(told, flags):
+    assert inductor._cpu_flags(told) == flags
+
+
+def test_every_instruction_set_that_inductor_finds_here_is_one_of_this_cpu():
+    for isa in cpu_vec_isa.valid_vec_isa_list():
+        assert set(inductor._cpu_flags(isa.build_arch_flags())) <= isa_flags()
+
+
+def test_calls_are_counted_and_declarations_are_not():
+    source = """
+        extern "C"  void  cpp_fused_relu_0(const float* in_ptr0);
+        void* cpp_fused_relu_0{nullptr};
+        cpp_fused_relu_0((const float*)(x));
+        CHECK(aoti_torch_cpu_mkldnn__convolution_pointwise(x, &y));
+        cpp_fused_relu_0((const float*)(y));
+    """
+    fused, conv = "fused kernel", "mkldnn__convolution_pointwise"
+    assert inductor._calls(source) == [fused, conv, fused]
 
 
 @pytest.mark.slow
@@ -217,6 +267,36 @@ def test_ncnn_says_what_it_cannot_take(shape, dynamic, words):
         backends.get("ncnn").candidates(traits(model))
 
 
+def test_ncnn_counts_the_axes_and_looks_at_the_outputs():
+    class Winner(torch.nn.Module):
+        def forward(self, x):
+            return x.argmax(1)
+
+    model = capture(Winner().eval(), torch.randn(1, 4))
+    with pytest.raises(RefusedError, match="int64; ncnn gives float32 only"):
+        backends.get("ncnn").candidates(traits(model))
+    model = capture(torch.nn.ReLU().eval(), torch.randn(1, 2, 2, 2, 2))
+    with pytest.raises(RefusedError, match="has 5 axes"):
+        backends.get("ncnn").candidates(traits(model))
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("kill -SEGV $$", "status -11"),
+        ("echo no such layer >&2; exit 1", "status 1: no such layer"),
+    ],
+)
+def test_a_pnnx_that_dies_is_a_build_error(captured, tmp_path, monkeypatch, script, words):
+    pytest.importorskip("ncnn")
+    program = tmp_path / "pnnx"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr("redline.backends.ncnn._pnnx", lambda: str(program))
+    with pytest.raises(BuildError, match=words):
+        built(captured["conv"], Candidate("ncnn", {"threads": 1, "winograd": False}), tmp_path)
+
+
 def test_ncnn_names_the_operators_that_it_lacks(captured, tmp_path):
     pytest.importorskip("ncnn")
 
@@ -238,9 +318,30 @@ def test_cuda_inductor_refuses_here_with_its_reason(captured, tmp_path):
         built(captured["conv"], candidate, tmp_path)
 
 
-def test_a_planted_build_error(captured, tmp_path):
-    with pytest.raises(BuildError, match="told to fail"):
-        built(captured["conv"], Candidate("null", {"behaviour": "build-error"}), tmp_path)
+@pytest.mark.parametrize(
+    ("behaviour", "kind", "words"),
+    [
+        ("build-crash", CrashedError, "SIGSEGV"),
+        ("build-hang", TimedOutError, "no answer"),
+        ("build-memory", OutOfMemoryError, "MiB"),
+        ("build-error", BuildError, "told to fail"),
+    ],
+)
+def test_whatever_a_build_does_its_child_tells(captured, tmp_path, behaviour, kind, words):
+    model = captured["conv"]
+    with Child(memory=1 << 30) as child, pytest.raises(kind, match=words):
+        child.call(
+            "redline.backends.worker:build",
+            timeout=3 if behaviour == "build-hang" else 60,
+            entry=backends.BACKENDS["null"],
+            candidate=msgspec.to_builtins(Candidate("null", {"behaviour": behaviour})),
+            signature=msgspec.to_builtins(model.signature),
+            example=list(model.example),
+            graph=None,
+            program=None,
+            module=None,
+            folder=str(tmp_path),
+        )
 
 
 def test_unknown_names_say_did_you_mean():

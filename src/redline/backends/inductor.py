@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from redline.backends.in_framework import ModuleRunner
 
 
+# Compilers and Linux spell these differently.
+_SPELLED = {"avx512vnni": "avx512_vnni", "avx512bf16": "avx512_bf16", "fp16fml": "asimdfhm"}
+
+
 class InductorBackend:
     """Mode "aot" writes a package that loads without the model's code; "jit" is torch.compile."""
 
@@ -57,8 +61,13 @@ class InductorBackend:
         if source.program is None:
             raise RefusedError("torch.export could not capture this model")
         torch.set_num_threads(int(candidate.setting.get("threads", 1)))
-        # No worker processes: a child of a child would outlive the limits on this one.
-        settings = {"freezing": True, "compile_threads": 1}
+        settings = {
+            "freezing": True,
+            # No worker processes: a child of a child would outlive the limits on this one.
+            "compile_threads": 1,
+            # Not -march=native, the default: the part may use no instruction that `isa` leaves out.
+            "cpp.march": "",
+        }
         try:
             with torch.no_grad():
                 torch._inductor.aoti_compile_and_package(
@@ -73,7 +82,7 @@ class InductorBackend:
             candidate.setting,
             files=("model.pt2",),
             code=True,
-            isa=_flags(str(pick_vec_isa())),
+            isa=_cpu_flags(pick_vec_isa().build_arch_flags()),
             needs={"torch": str(torch.__version__)},
             operators=_kernels(folder / "model.pt2"),
         )
@@ -105,30 +114,45 @@ def _compiler() -> str | None:
         return None
 
 
-def _flags(isa: str) -> tuple[str, ...]:
-    """Inductor's name of an instruction set -> the CPU flags that its code needs.
+def _cpu_flags(compiler_flags: str) -> tuple[str, ...]:
+    """What Inductor tells the compiler to use -> what the CPU must have, as Linux spells it.
 
     Example:
-        >>> _flags("avx2")
-        ('avx2', 'fma', 'f16c')
+        >>> _cpu_flags("-mavx2 -mfma -mavx512vnni -mamx-tile")
+        ('avx2', 'fma', 'avx512_vnni', 'amx_tile')
+        >>> _cpu_flags("-march=armv8-a+sve+bf16 -msve-vector-bits=256")
+        ('sve', 'bf16')
     """
-    avx2 = ("avx2", "fma", "f16c")
-    if "avx512" in isa:
-        return (*avx2, "avx512f", "avx512dq", "avx512vl", "avx512bw")
-    return avx2 if "avx2" in isa else ()
+    found: list[str] = []
+    for word in compiler_flags.split():
+        name, _, value = word.removeprefix("-m").partition("=")
+        found += value.split("+")[1:] if value else [name]
+    return tuple(dict.fromkeys(_SPELLED.get(name, name.replace("-", "_")) for name in found))
 
 
 def _kernels(package: Path) -> dict[str, int]:
-    """Generated kernels and library calls, counted in the C++ source inside the package."""
+    """Calls of generated kernels and of the library, counted in the package's C++ source."""
     counts: Counter[str] = Counter()
     with zipfile.ZipFile(package) as archive:
         for name in archive.namelist():
             if name.endswith(".cpp"):
-                text = archive.read(name).decode(errors="replace")
-                called = re.findall(r"\b(aoti_torch_cpu_\w+|cpp_fused_\w+?_\d+)\(", text)
-                for call in called:
-                    counts["fused kernel" if call.startswith("cpp") else call[15:]] += 1
+                counts.update(_calls(archive.read(name).decode(errors="replace")))
     return dict(counts)
+
+
+def _calls(source: str) -> list[str]:
+    """Names in the order they are called; declarations and definitions start with `void`.
+
+    Example:
+        >>> _calls('extern "C"  void  cpp_fused_relu_0(float* p); cpp_fused_relu_0(buf0);')
+        ['fused kernel']
+    """
+    found = re.findall(r"(void\s+)?\b(aoti_torch_cpu_\w+|cpp_fused\w*)\(", source)
+    return [
+        "fused kernel" if name.startswith("cpp") else name.removeprefix("aoti_torch_cpu_")
+        for declared, name in found
+        if not declared
+    ]
 
 
 def _first_line(error: Exception) -> str:

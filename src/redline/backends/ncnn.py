@@ -72,7 +72,7 @@ class NcnnBackend:
 
 
 def _check(signature: Signature) -> None:
-    """ncnn's tensors have no batch axis, fixed ranks, and hold float32 or int32."""
+    """ncnn's tensors have no batch axis and few others, and come out as float32."""
     if signature.dims:
         names = ", ".join(dim.name for dim in signature.dims)
         raise RefusedError(f"pnnx fixes every size, but {names} may change")
@@ -81,10 +81,15 @@ def _check(signature: Signature) -> None:
             raise RefusedError(
                 f"input {spec.name!r} is {spec.dtype}; ncnn takes float32 and integers"
             )
-        if len(spec.shape) > 4 or (spec.shape and spec.shape[0] != 1):
+        if len(spec.shape) > 4:
+            raise RefusedError(f"input {spec.name!r} has {len(spec.shape)} axes; ncnn takes 4")
+        if spec.shape and spec.shape[0] != 1:
             raise RefusedError(
                 f"input {spec.name!r} has shape {spec.shape}; ncnn takes batch 1 only"
             )
+    for spec in signature.outputs:
+        if spec.dtype != "float32":
+            raise RefusedError(f"output {spec.name!r} is {spec.dtype}; ncnn gives float32 only")
 
 
 def _convert(graph: Path, signature: Signature, work: Path) -> None:
