@@ -172,6 +172,7 @@ def test_eager_runs_the_module_where_it_is(captured, setting, threads):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit warns of its own age
 def test_inductor_packages_ahead_of_time(captured, tmp_path):
     model = captured["conv"]
     (candidate,) = backends.get("inductor").candidates(traits(model))
@@ -222,6 +223,7 @@ def test_calls_are_counted_and_declarations_are_not():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit warns of its own age
 def test_inductor_with_a_dynamic_batch(tmp_path):
     module, example = conv()
     model = capture(module, example, dynamic={"batch": (1, 2, 8)})
@@ -233,6 +235,7 @@ def test_inductor_with_a_dynamic_batch(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit warns of its own age
 def test_inductor_compiles_what_cannot_be_exported():
     class Branch(torch.nn.Module):
         def forward(self, x):

@@ -97,7 +97,10 @@ def _signature(module: torch.nn.Module) -> inspect.Signature:
 
 def _split(example: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
     if example is None:
-        raise InputError("example_inputs is missing", hint=f"give {_FORMS}")
+        raise InputError(
+            "example_inputs is missing",
+            hint=f"give {_FORMS} (on the command line: --input 1x3x224x224)",
+        )
     if isinstance(example, tuple) and not hasattr(example, "_fields"):
         if len(example) == 2 and isinstance(example[0], tuple) and _is_keywords(example[1]):
             return example

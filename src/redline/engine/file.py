@@ -155,6 +155,8 @@ def _save_error(error: OSError, target: Path, sources: dict[str, bytes | Path]) 
         hint = f"needs {size / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; make room or " + hint
     elif error.errno == errno.ENOENT and not target.parent.exists():
         reason, hint = "the folder does not exist", f"mkdir -p {target.parent}"
+    elif error.errno == errno.ENOENT and f".{target.name}." in str(error.filename):
+        reason = f"{target.parent} takes no new files"
     elif error.errno == errno.ENOENT:
         reason, hint = f"a part's file is missing: {error.filename}", "optimize the model again"
     return SaveError(f"the engine could not be saved: {reason}", where=str(target), hint=hint)
