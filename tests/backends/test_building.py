@@ -173,8 +173,9 @@ def test_eager_runs_the_module_where_it_is(captured, setting, threads):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit warns of its own age
-def test_inductor_packages_ahead_of_time(captured, tmp_path):
-    model = captured["conv"]
+@pytest.mark.parametrize("name", MODELS)
+def test_inductor_packages_ahead_of_time(captured, tmp_path, name):
+    model = captured[name]
     (candidate,) = backends.get("inductor").candidates(traits(model))
     part, runner = built(model, candidate, tmp_path)
     assert part.code

@@ -5,6 +5,7 @@ import torch
 from agreement import assert_graph_agrees
 
 from redline.capture.capture import capture
+from redline.capture.dynamic import check_ends, parse
 from redline.errors import InputError, SpecializedAxisError, UnknownNameError
 from redline.signature import Dim
 
@@ -60,9 +61,31 @@ def test_a_recurrent_net_with_a_dynamic_batch():
     assert_graph_agrees(model, [{"batch": 1}, {"batch": 6}])
 
 
-def test_an_axis_that_the_code_fixes_is_an_error_and_not_silence():
-    with pytest.raises(SpecializedAxisError, match="batch"):
+def test_an_axis_that_the_code_fixes_is_an_error_and_not_silence(capfd):
+    with pytest.raises(SpecializedAxisError, match="the dim batch was asked to change") as caught:
         capture(FixedBatch().eval(), torch.randn(2, 6), dynamic={"batch": (1, 2, 8)})
+    assert caught.value.where.startswith("test_dynamic.py:")
+    assert caught.value.where.endswith("in forward: return x.view(2, -1)")
+    assert caught.value.hint.endswith("taken from the input; torch suggests batch = 2")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_program_that_fixed_an_axis_without_a_word_is_found_out():
+    class Rows(torch.nn.Module):
+        def forward(self, x):
+            return (x + 1,)
+
+    x = torch.randn(2, 6)
+    fixed = torch.export.export(Rows(), (x,))
+    axes = parse({"batch": (1, 2, 8)}, ["x"], [(2, 6)])
+    with pytest.raises(SpecializedAxisError, match="at batch=1 the captured program fails"):
+        check_ends(axes, [x], fixed, Rows())
+
+
+def test_a_range_that_the_model_itself_cannot_take():
+    dynamic = {"a": {0: ("rows", 1, 2, 8)}, "b": {0: ("others", 1, 2, 8)}}
+    with pytest.raises(InputError, match=r"fails at rows=8, others=2.*\n.*the same name"):
+        capture(Two().eval(), (torch.randn(2, 6), torch.randn(2, 6)), dynamic=dynamic)
 
 
 def test_an_input_that_does_not_exist():

@@ -93,6 +93,7 @@ def check_ends(
 
     Raises:
         SpecializedAxisError: it fails or gives other shapes than the model.
+        InputError: the model itself fails there.
     """
     captured = program.module()
     for end in ("min", "max"):
@@ -100,20 +101,42 @@ def check_ends(
         inputs = [
             resize(leaf, axes.shape(i, tuple(leaf.shape), sizes)) for i, leaf in enumerate(leaves)
         ]
-        words = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        with torch.no_grad():
-            wanted = [tuple(output.shape) for output in model(*inputs)]
-            try:
+        wanted = [tuple(output.shape) for output in call_at(model, inputs, sizes)]
+        try:
+            with torch.no_grad():
                 got = [tuple(output.shape) for output in captured(*inputs)]
-            except Exception as error:
-                raise _specialized(words, f"the captured program fails: {error}") from error
+        except Exception as error:
+            raise _specialized(sizes, f"the captured program fails: {error}") from error
         if got != wanted:
-            raise _specialized(words, f"it gives shapes {got}, the model gives {wanted}")
+            raise _specialized(sizes, f"it gives shapes {got}, the model gives {wanted}")
 
 
-def _specialized(words: str, what: str) -> SpecializedAxisError:
+def call_at(
+    model: torch.nn.Module, inputs: Sequence[torch.Tensor], sizes: Mapping[str, int]
+) -> Sequence[torch.Tensor]:
+    """The model's outputs for inputs of the given sizes.
+
+    Raises:
+        InputError: the model itself cannot take them.
+    """
+    try:
+        with torch.no_grad():
+            outputs: Sequence[torch.Tensor] = model(*inputs)
+    except Exception as error:
+        raise InputError(
+            f"the model fails at {_words(sizes)}, which `dynamic` allows: {error}",
+            hint="narrow the range; axes that must be equal are one dim: give them the same name",
+        ) from error
+    return outputs
+
+
+def _words(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}={size}" for name, size in sizes.items())
+
+
+def _specialized(sizes: Mapping[str, int], what: str) -> SpecializedAxisError:
     return SpecializedAxisError(
-        f"an axis that must be dynamic was fixed by the model's code: at {words} {what}",
+        f"an axis that must be dynamic was fixed by the model's code: at {_words(sizes)} {what}",
         hint="look for sizes written as numbers (view(2, -1), range(10)) in forward",
     )
 

@@ -7,13 +7,14 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import onnx_ir
 import torch
 
 from redline.capture.dynamic import Axes
+from redline.capture.failures import line_that_fixes
 from redline.graph.opset import OPSET
 from redline.signature import Tree
 from redline.tree import as_call, flatten, unflatten
@@ -37,15 +38,25 @@ def to_program(
     flat: Flat, leaves: Sequence[torch.Tensor], axes: Axes
 ) -> torch.export.ExportedProgram:
     """Capture with torch.export; raises whatever torch raises."""
-    named = {dim.name: torch.export.Dim(dim.name, min=dim.min, max=dim.max) for dim in axes.dims}
-    shapes = tuple({axis: named[name] for axis, name in place.items()} for place in axes.places)
     with quiet(), torch.no_grad():
         return torch.export.export(
-            flat,
-            tuple(leaves),
-            dynamic_shapes={"leaves": shapes} if axes.dims else None,
-            strict=False,
+            flat, tuple(leaves), dynamic_shapes=_dynamic_shapes(axes), strict=False
         )
+
+
+def fixed_at(flat: Flat, leaves: Sequence[torch.Tensor], axes: Axes) -> str:
+    """The user's line that fixes a dynamic axis, "" if torch cannot say."""
+    with quiet(), torch.no_grad(), contextlib.suppress(Exception):
+        shapes = _dynamic_shapes(axes)
+        draft: Any = torch.export.draft_export(flat, tuple(leaves), dynamic_shapes=shapes)
+        return line_that_fixes(draft._report)
+    return ""
+
+
+def _dynamic_shapes(axes: Axes) -> dict[str, Any] | None:
+    named = {dim.name: torch.export.Dim(dim.name, min=dim.min, max=dim.max) for dim in axes.dims}
+    shapes = tuple({axis: named[name] for axis, name in place.items()} for place in axes.places)
+    return {"leaves": shapes} if axes.dims else None
 
 
 def to_graph(
@@ -143,8 +154,3 @@ def quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-def dims_of(program: torch.export.ExportedProgram) -> Mapping[str, Any]:
-    """Symbol -> its range, of a program that somebody else captured."""
-    return {str(symbol): span for symbol, span in program.range_constraints.items()}

@@ -11,7 +11,7 @@ import re
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redline.graph.model import Note
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 _LIBRARIES = re.compile(
     r"site-packages|dist-packages|/lib/python3|<frozen|<string>|<eval_with_key>"
 )
-_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\w+)')
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+_NODE = re.compile(r"target=torch\.ops\.([\w.]+)\.\w+\]")  # what the exporter stumbled over
 _OURS = Path(__file__).resolve().parents[1]
 
 
@@ -53,7 +54,8 @@ FAILURES = (
     Failure(
         "data-dependent-size",
         r"Could not (extract specialized integer from|guard on) data-dependent expression "
-        r"(?P<op>\S+)",
+        r"(?P<op>(?!zuf)\S+)|"  # zuf: torch's name for a float
+        r"failed to unpack the object at pos \d+ .*got FakeTensor",
         "a size, slice or loop count in forward depends on the values in a tensor ({op})",
         "keep the size an integer tensor and bound it with torch._check, or mask a fixed size",
     ),
@@ -98,7 +100,8 @@ FAILURES = (
     ),
     Failure(
         "scriptmodule",
-        r"ScriptModule|TorchScript|ScriptFunction",
+        r"ScriptModule|TorchScript|ScriptFunction|"
+        r"forward\(\) takes \d+ positional arguments but \d+ were given",  # torch calls it wrongly
         "part of the model is TorchScript, which torch.export does not enter",
         "build that part from its Python class",
     ),
@@ -180,14 +183,15 @@ def explain(error: BaseException, stage: str, program: ExportedProgram | None = 
     """
     chain = _chain(error)
     text = "\n".join(f"{type(one).__name__}: {one}" for one in chain)
-    where = _user_line(chain, text)
+    node = _NODE.search(text)
+    where = _user_line(chain, text) or _line_of(program, node[1] if node else "")
     for failure in FAILURES:
         match = re.search(failure.pattern, text, re.DOTALL)
         if match:
             groups = match.groupdict()
             name = groups.get("op") or groups.get("op2") or ""
-            where = where or _line_of(program, name)
-            return Note(f"{stage} failed: {failure.what.format(op=name)}", where, failure.hint)
+            what = failure.what.format(op=name).replace(" ()", "")
+            return Note(f"{stage} failed: {what}", where or _line_of(program, name), failure.hint)
     last = next((line for line in str(chain[-1]).splitlines() if line.strip()), "")
     return Note(
         f"{stage} failed: {type(chain[-1]).__name__}: {last.strip()[:300]}",
@@ -218,10 +222,10 @@ def _user_line(chain: list[BaseException], text: str) -> str:
     for error in reversed(chain):
         for frame in reversed(traceback.extract_tb(error.__traceback__)):
             if _is_users(frame.filename):
-                return _spell(frame.filename, frame.lineno or 0, frame.name, frame.line or "")
+                return _spell(frame.filename, frame.lineno or 0, frame.name)
     for file, line, name in reversed(_FRAME.findall(text)):
         if _is_users(file):
-            return _spell(file, int(line), name, "")
+            return _spell(file, int(line), name)
     return ""
 
 
@@ -232,7 +236,19 @@ def _line_of(program: ExportedProgram | None, operator: str) -> str:
         if core in str(node.target):
             for file, line, name in reversed(_FRAME.findall(node.meta.get("stack_trace") or "")):
                 if _is_users(file):
-                    return _spell(file, int(line), name, linecache.getline(file, int(line)))
+                    return _spell(file, int(line), name)
+    return ""
+
+
+def line_that_fixes(report: Any) -> str:
+    """The user's line behind the first guard in a report of torch.export.draft_export."""
+    from torch._logging.structured import INTERN_TABLE  # torch numbers its files, once a process
+
+    files = {number: name or "" for name, number in INTERN_TABLE.items()}
+    for failure in report.failures:
+        for frame in reversed(failure.data.get("user_stack") or []):
+            if _is_users(files[frame["filename"]]):
+                return _spell(files[frame["filename"]], frame["line"], frame["name"])
     return ""
 
 
@@ -240,6 +256,6 @@ def _is_users(file: str) -> bool:
     return not _LIBRARIES.search(file) and _OURS not in Path(file).resolve().parents
 
 
-def _spell(file: str, line: int, name: str, code: str) -> str:
-    shown = f"{Path(file).name}:{line} in {name}"
-    return f"{shown}: {code.strip()}" if code else shown
+def _spell(file: str, line: int, name: str) -> str:
+    shown, code = f"{Path(file).name}:{line} in {name}", linecache.getline(file, line).strip()
+    return f"{shown}: {code}" if code else shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -16,7 +17,7 @@ import torch
 from redline.capture import dynamic as dynamics
 from redline.capture.bind import bind, check_device, check_mode
 from redline.capture.dynamic import Axes
-from redline.capture.export import Flat, to_graph, to_program
+from redline.capture.export import Flat, fixed_at, to_graph, to_program
 from redline.capture.failures import classify, explain
 from redline.errors import InputError, ModelError, SignatureError, SpecializedAxisError
 from redline.graph.model import Model, Note
@@ -121,7 +122,9 @@ def _export(
         note = explain(error, "torch.export")
         if axes.dims and classify(error) == "constraints-violated":
             raise SpecializedAxisError(
-                note.what, where=note.where, hint=_suggestion(error)
+                note.what,
+                where=note.where or fixed_at(flat, leaves, axes),
+                hint=_suggestion(error, note),
             ) from error
         return None, None, [note]
     if axes.dims:
@@ -183,8 +186,7 @@ def _output_specs(
             dynamics.resize(leaf, axes.shape(i, tuple(leaf.shape), sizes))
             for i, leaf in enumerate(example)
         ]
-        with torch.no_grad():
-            results = flat(*moved)
+        results = dynamics.call_at(flat, moved, sizes)
         for shape, before, after in zip(shapes, outputs, results, strict=True):
             for axis, (old, new) in enumerate(zip(before.shape, after.shape, strict=True)):
                 if old != new:
@@ -210,12 +212,10 @@ def _unique(names: Sequence[str], taken: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{name}_out" if name in taken else name for name in names)
 
 
-def _suggestion(error: BaseException) -> str:
-    """torch's own "Suggested fixes", if it made any."""
-    text = str(error)
-    _, found, fixes = text.partition("Suggested fixes:")
-    lines = [line.strip() for line in fixes.splitlines() if line.strip()][:3]
-    return "torch suggests: " + "; ".join(lines) if found else "take sizes from the input's shape"
+def _suggestion(error: BaseException, note: Note) -> str:
+    """What to write instead, and torch's own "Suggested fixes" if it made any."""
+    fixes = re.findall(r"^  (\w+ = .+)$", str(error).partition("Suggested fixes:")[2], re.MULTILINE)
+    return f"{note.hint}; torch suggests {', '.join(fixes)}" if fixes else note.hint
 
 
 def module_hash(module: torch.nn.Module) -> str:
