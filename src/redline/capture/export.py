@@ -14,7 +14,7 @@ import onnx_ir
 import torch
 
 from redline.capture.dynamic import Axes
-from redline.capture.failures import line_that_fixes
+from redline.capture.failures import line_above
 from redline.graph.opset import OPSET
 from redline.signature import Tree
 from redline.tree import as_call, flatten, unflatten
@@ -45,12 +45,24 @@ def to_program(
 
 
 def fixed_at(flat: Flat, leaves: Sequence[torch.Tensor], axes: Axes) -> str:
-    """The user's line that fixes a dynamic axis, "" if torch cannot say."""
-    with quiet(), torch.no_grad(), contextlib.suppress(Exception):
-        shapes = _dynamic_shapes(axes)
-        draft: Any = torch.export.draft_export(flat, tuple(leaves), dynamic_shapes=shapes)
-        return line_that_fixes(draft._report)
-    return ""
+    """The user's line that fixes a dynamic axis: where torch logs its first guard on a size."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level, lines = logger.level, []
+
+    def note(record: logging.LogRecord) -> bool:
+        if "[guard added]" in record.getMessage():
+            lines.append(line_above())
+        return False  # nothing of it is printed
+
+    logger.addFilter(note)
+    logger.setLevel(logging.INFO)
+    try:
+        with contextlib.suppress(Exception):
+            to_program(flat, leaves, axes)
+    finally:
+        logger.removeFilter(note)
+        logger.setLevel(level)
+    return next(filter(None, lines), "")
 
 
 def _dynamic_shapes(axes: Axes) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import re
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from redline.graph.model import Note
 
@@ -240,20 +240,22 @@ def _line_of(program: ExportedProgram | None, operator: str) -> str:
     return ""
 
 
-def line_that_fixes(report: Any) -> str:
-    """The user's line behind the first guard in a report of torch.export.draft_export."""
-    from torch._logging.structured import INTERN_TABLE  # torch numbers its files, once a process
-
-    files = {number: name or "" for name, number in INTERN_TABLE.items()}
-    for failure in report.failures:
-        for frame in reversed(failure.data.get("user_stack") or []):
-            if _is_users(files[frame["filename"]]):
-                return _spell(files[frame["filename"]], frame["line"], frame["name"])
+def line_above() -> str:
+    """The user's line that is running now, seen from a callback inside the libraries."""
+    for frame in reversed(traceback.extract_stack()[:-2]):
+        if _is_users(frame.filename):
+            return _spell(frame.filename, frame.lineno or 0, frame.name)
+        if _is_ours(frame.filename):
+            break
     return ""
 
 
 def _is_users(file: str) -> bool:
-    return not _LIBRARIES.search(file) and _OURS not in Path(file).resolve().parents
+    return not _LIBRARIES.search(file) and not _is_ours(file)
+
+
+def _is_ours(file: str) -> bool:
+    return _OURS in Path(file).resolve().parents
 
 
 def _spell(file: str, line: int, name: str) -> str:
