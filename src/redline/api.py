@@ -220,9 +220,8 @@ def _versions(records: Sequence[Record]) -> dict[str, str]:
 def _engine(
     bench: Bench, winner: Outcome, session: Session, study: Study, package: Package | None
 ) -> Engine:
-    local = winner.part is None
     notices = [note.what for note in _notes(bench)]
-    if local and package:
+    if winner.part is None and package:
         part = package.parts[0][0]
         notices.append(
             f"{winner.entry.record.id} runs inside PyTorch; a saved file holds {part.backend}"
@@ -233,6 +232,5 @@ def _engine(
         backend=winner.entry.record.backend,
         package=package,
         module=bench.model.module,
-        local=local,
         notices=notices,
     )

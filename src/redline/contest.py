@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ _BUILD_SHARE = 0.7  # of the budget: what building and verifying may take; the r
 _QUIET = 0.3  # cores that others may use without disturbing the race
 _QUIET_WAIT = 8.0  # seconds to wait for that
 _LOOK = 0.4  # seconds over which the use of the cores is read
-_AT_ONCE = max(1, min(2, (os.cpu_count() or 1)))  # trials prepared side by side; the race is alone
+_AT_ONCE = 2  # trials prepared side by side, given the cores; in the race each is alone
 
 Say = Callable[[str], None]
 
@@ -101,8 +100,13 @@ def contest(
     trials = [Trial(bench, candidate) for candidate in candidates]
     try:
         _prepare(bench, trials, start + _BUILD_SHARE * budget, say)
-        deadline = time.monotonic() if bench.cancelled else start + 0.9 * budget
-        bench.busy = 0.0 if bench.cancelled else _wait_for_quiet(deadline, say)
+        deadline = start + 0.9 * budget
+        try:
+            bench.busy = 0.0 if bench.cancelled else _wait_for_quiet(deadline, say)
+        except KeyboardInterrupt:
+            bench.cancelled = True
+        if bench.cancelled:
+            deadline = time.monotonic()
         outcomes = _race(trials, deadline, say)
     finally:
         for trial in trials:
@@ -117,11 +121,12 @@ def _prepare(bench: Bench, trials: Sequence[Trial], deadline: float, say: Say) -
     order = sorted(
         trials, key=lambda trial: (trial.backend.name != "inductor", trial.candidate.rank)
     )
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    at_once = min(_AT_ONCE, machine.usable_cores())
+    with ThreadPoolExecutor(at_once) as pool:
         waiting = {pool.submit(trial.prepare, deadline): trial for trial in order}
         try:
             while waiting:
-                names = [trial.candidate.id for trial in list(waiting.values())[:_AT_ONCE]]
+                names = [trial.candidate.id for trial in list(waiting.values())[:at_once]]
                 say(f"building and verifying {' and '.join(names)}")
                 done, _ = wait(waiting, timeout=0.25, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -136,7 +141,7 @@ def _prepare(bench: Bench, trials: Sequence[Trial], deadline: float, say: Say) -
 
 
 def _wait_for_quiet(deadline: float, say: Say) -> float:
-    """Wait a while for other processes to leave the cores; returns how many they still use.
+    """Wait a while for other processes to leave the cores; returns how many of ours they still use.
 
     On a busy machine candidates with as many threads as cores look hundreds of times slower than
     they are: a thread that waits for one without a core spins until the scheduler has had its way.
@@ -145,12 +150,20 @@ def _wait_for_quiet(deadline: float, say: Say) -> float:
         return 0.0
     until = min(time.monotonic() + _QUIET_WAIT, deadline)
     while True:
-        used = float(psutil.cpu_percent(interval=_LOOK)) / 100 * (psutil.cpu_count() or 1)
-        if used < _QUIET:
+        taken = machine.usable_cores() - _free_cores()
+        if taken < _QUIET:
             return 0.0
         if time.monotonic() > until:
-            return used
+            return taken
         say("waiting for other processes to leave the cores")
+
+
+def _free_cores() -> float:
+    """Cores that nobody uses, of those that this process may run on."""
+    shares: list[float] = psutil.cpu_percent(interval=_LOOK, percpu=True)
+    process = psutil.Process()
+    ours = process.cpu_affinity() if hasattr(process, "cpu_affinity") else range(len(shares))
+    return sum(1 - shares[core] / 100 for core in ours if core < len(shares))
 
 
 def _race(trials: Sequence[Trial], deadline: float, say: Say) -> list[Outcome]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +74,6 @@ class Engine:
         package: Package | None = None,
         path: Path | None = None,
         module: Any = None,
-        local: bool = False,
         notices: Sequence[str] = (),
     ) -> None:
         self._session = session
@@ -82,7 +81,6 @@ class Engine:
         self._package = package
         self._path = path
         self._module = module
-        self._call: Callable[..., Any] = _in_framework(module, session) if local else session
         self.signature: Signature = session.signature
         self.backend = backend
         self.notices = tuple(notices)
@@ -93,7 +91,7 @@ class Engine:
         Raises:
             SignatureError: a wrong name, dtype, shape or structure; says what was expected.
         """
-        return self._call(*args, **kwargs)
+        return self._session(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         module = self.__dict__.get("_module")
@@ -208,19 +206,6 @@ def read_study(manifest: Manifest) -> Study | None:
         return msgspec.convert({**study, "records": manifest.records}, Study) if study else None
     except (msgspec.ValidationError, TypeError):
         return None
-
-
-def _in_framework(module: Any, session: Session) -> Callable[..., Any]:
-    """Call the module itself on tensors, and through arrays on anything else."""
-    import torch
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(value, np.ndarray) for value in (*args, *kwargs.values())):
-            return session(*args, **kwargs)
-        with torch.inference_mode():
-            return module(*args, **kwargs)
-
-    return call
 
 
 def _copy(source: Path, path: Path) -> Path:

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import redline
+from redline.backends.base import Candidate
+from redline.backends.eager import EagerBackend
 from redline.errors import (
     GoalError,
     InputError,
@@ -145,6 +147,32 @@ def test_the_second_time_comes_from_the_cache(net, image):
     assert all(record.from_cache for record in second.report.records)
     assert second.report.winner.id == first.report.winner.id
     assert second.report.study.seconds < first.report.study.seconds
+
+
+SEEN = []
+
+
+class Probe(torch.nn.Module):
+    """Notes the memory format and the thread count that it is run with."""
+
+    def forward(self, x):
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        SEEN.append((last, torch.get_num_threads()))
+        return x * 2
+
+
+def test_an_in_framework_winner_runs_as_it_was_timed(monkeypatch):
+    setting = {"memory_format": "channels_last", "threads": 1}
+    monkeypatch.setattr(EagerBackend, "candidates", lambda *_: [Candidate("eager", setting)])
+    x, before = torch.randn(1, 3, 4, 4), torch.get_num_threads()
+    engine = redline.optimize(Probe().eval(), x, backends=["eager"], budget="20s")
+    SEEN.clear()
+    torch.testing.assert_close(engine(x), x * 2)
+    np.testing.assert_array_equal(engine(x.numpy()), x.numpy() * 2)
+    assert SEEN == [(True, 1)] * 2
+    assert torch.get_num_threads() == before, "the caller's own count is put back"
+    with pytest.raises(SignatureError, match="float64"):
+        engine(x.double())
 
 
 def test_other_weights_are_another_model_for_the_cache(net, image):

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from redline.errors import ModelError, RefusedError
 from redline.graph import serialize
-from redline.graph.serialize import clean, from_bytes, graph_hash, source_lines, to_bytes
+from redline.graph.serialize import clean, from_bytes, graph_hash, to_bytes
 
 # torch.export copies tree specs of a kind that it deprecates itself.
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
@@ -200,11 +200,3 @@ def test_more_than_a_message_holds_is_refused(exported, monkeypatch):
 def test_bytes_that_are_no_graph():
     with pytest.raises(ModelError, match="not an ONNX graph"):
         from_bytes(b"\xff\xffnot a graph")
-
-
-def test_source_lines_point_at_the_users_code(exported):
-    lines = source_lines(exported)
-    assert lines
-    assert all(line.startswith(f"{Path(__file__).name}:") for line in lines.values()), lines
-    assert all(line.endswith("in forward") for line in lines.values())
-    assert source_lines(clean(exported)) == {}

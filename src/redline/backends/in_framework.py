@@ -35,18 +35,23 @@ class ModuleRunner:
 
     def bind(self, inputs: Sequence[np.ndarray]) -> Callable[[], Any]:
         """The call with its inputs as tensors, without conversions: what a PyTorch user pays."""
-        # A copy: what came over a pipe or from a file may be read-only, which torch warns about.
-        tensors = [torch.from_numpy(np.array(array)) for array in inputs]
+        tensors = [_tensor(array) for array in inputs]
         if self._channels_last:
-            tensors = [self._last(tensor) for tensor in tensors]
+            tensors = [_last(tensor) for tensor in tensors]
         given = unflatten(self._signature.input_tree, tensors)
-        if self._threads and torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
         arguments, keywords = as_call(given)
 
         def call() -> Any:
-            with torch.inference_mode():
-                return self._call(*arguments, **keywords)
+            before = torch.get_num_threads()
+            if self._threads in (0, before):
+                with torch.inference_mode():
+                    return self._call(*arguments, **keywords)
+            torch.set_num_threads(self._threads)  # for the whole process, so it is put back
+            try:
+                with torch.inference_mode():
+                    return self._call(*arguments, **keywords)
+            finally:
+                torch.set_num_threads(before)
 
         return call
 
@@ -59,6 +64,11 @@ class ModuleRunner:
             raise RunError("the module returned something else than tensors")
         return leaves
 
-    @staticmethod
-    def _last(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """Over the same memory, if it may be written to: torch warns of tensors that may not."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _last(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor

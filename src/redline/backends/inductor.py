@@ -7,7 +7,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from redline.backends.base import Candidate, Missing, Source, Traits
 from redline.engine.manifest import Part
@@ -92,13 +92,12 @@ class InductorBackend:
     ) -> ModuleRunner:
         """torch.compile with constants folded; compiling happens at the first call."""
         import torch
-        from torch._inductor import config
 
         from redline.backends.in_framework import ModuleRunner
 
-        config.freezing = True
-        config.compile_threads = 1
-        compiled = torch.compile(module, dynamic=bool(signature.dims) or None)
+        # Options are this module's own; torch._inductor.config would be the whole process's.
+        options: dict[str, Any] = {"freezing": True, "compile_threads": 1}
+        compiled = torch.compile(module, dynamic=bool(signature.dims) or None, options=options)
         return ModuleRunner(compiled, signature, threads=int(candidate.setting["threads"]))
 
 

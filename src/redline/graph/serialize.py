@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,6 @@ from onnx_ir.passes import common
 from redline.errors import ModelError, RefusedError
 from redline.graph import external_data
 from redline.graph.external_data import MAX_WEIGHTS
-
-_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
-_LIBRARIES = ("site-packages", "dist-packages", "<")
 
 
 def clean(graph: onnx_ir.Model) -> onnx_ir.Model:
@@ -103,24 +99,6 @@ def graph_hash(graph: onnx_ir.Model) -> str:
         True
     """
     return _Hasher().model(clean(graph))
-
-
-def source_lines(graph: onnx_ir.Model) -> dict[str, str]:
-    """Where in the user's code each node comes from: node name -> "net.py:12 in forward".
-
-    Read before `clean`: the torch exporter leaves stack traces in the metadata. The innermost frame
-    outside installed libraries is taken. Nodes without a trace are left out.
-    """
-    lines = {}
-    for part in graph.graphs():
-        for node in part:
-            trace = node.metadata_props.get("pkg.torch.onnx.stack_trace", "")
-            frames = _FRAME.findall(trace)
-            own = [frame for frame in frames if not any(word in frame[0] for word in _LIBRARIES)]
-            if node.name and frames:
-                path, line, function = (own or frames)[-1]
-                lines[node.name] = f"{PurePath(path).name}:{line} in {function}"
-    return lines
 
 
 def tensors(graph: onnx_ir.Model) -> Iterator[onnx_ir.TensorProtocol]:
