@@ -17,6 +17,7 @@ BACKENDS = {
     "onnxruntime": "redline.backends.onnxruntime:OnnxRuntimeBackend",
     "openvino": "redline.backends.openvino:OpenVinoBackend",
     "ncnn": "redline.backends.ncnn:NcnnBackend",
+    "native": "redline.backends.native:NativeBackend",
     "inductor": "redline.backends.inductor:InductorBackend",
     "tensorrt": "redline.backends.tensorrt:TensorRtBackend",
     "null": "redline.backends.null:NullBackend",

@@ -34,6 +34,7 @@ RUNNERS = {
     "onnxruntime": "redline.runtime.run_onnxruntime",
     "openvino": "redline.runtime.run_openvino",
     "ncnn": "redline.runtime.run_ncnn",
+    "native": "redline.runtime.run_native",
     "inductor": "redline.runtime.run_inductor",
 }
 

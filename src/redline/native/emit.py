@@ -1,0 +1,148 @@
+"""The whole model as C++: a function per group, and the program that calls them in order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from redline.native import emit_anchors as anchors
+from redline.native import emit_loops as loops
+from redline.native import winograd
+from redline.native.code import Code
+from redline.native.ir import Node, Program, Value
+from redline.native.isa import Isa
+from redline.native.plan import Plan, plan
+
+_EMIT: dict[str, Callable[[Code, Node], str]] = {
+    "loop": loops.loop,
+    "gather": loops.gather,
+    "block": loops.reorder,
+    "unblock": loops.reorder,
+    "gemm": anchors.gemm,
+    "matmul": anchors.matmul,
+    "conv": anchors.conv,
+    "depthwise": anchors.depthwise,
+    "pool": anchors.pool,
+    "winograd": winograd.emit,
+}
+_UNIT = 12  # groups in a file, so that two compilers share the work
+
+
+@dataclass(frozen=True)
+class Sources:
+    """C++ files by name, the packed weights, and what each group is."""
+
+    files: dict[str, str]
+    weights: bytes
+    groups: tuple[dict[str, object], ...]
+
+
+def emit(program: Program, isa: Isa, threads: int) -> Sources:
+    """Emit a program whose layouts are assigned."""
+    code = Code(program, Plan(), isa, threads)
+    scratch = {
+        place: size for place, node in enumerate(program.nodes) if (size := _scratch(code, node))
+    }
+    code.plan, places = plan(program, isa.lanes, scratch)
+    for place, offset in places.items():
+        program.nodes[place].attrs["scratch"] = offset
+    bodies = [
+        _EMIT.get(node.kind, loops.rows)(code, node) if node.out.size else "if (t) return;\n"
+        for node in program.nodes
+    ]
+    groups = tuple(_group(node) for node in program.nodes)
+    files = {}
+    for start in range(0, len(bodies), _UNIT):
+        part = range(start, min(start + _UNIT, len(bodies)))
+        files[f"groups{start // _UNIT}.cpp"] = _unit(program, bodies, part)
+    files["program.cpp"] = _main(code, program, bodies, groups, isa)
+    return Sources(files, code.weights.to_bytes(), groups)
+
+
+def _scratch(code: Code, node: Node) -> int:
+    """Bytes that a node needs only while it runs."""
+    if not node.out.size:
+        return 0
+    if node.kind == "matmul":
+        return anchors.matmul_scratch(code, node)
+    if node.kind == "winograd":
+        return winograd.scratch(code, node)
+    return 0 if node.kind in _EMIT else loops.row_scratch(node, code.threads)
+
+
+def _group(node: Node) -> dict[str, object]:
+    return {"name": "+".join(node.names), "kernel": node.kind, "flops": node.flops}
+
+
+_HEADER = """#define RL_SPIN_NS 100000
+#include "runtime.hpp"
+#include "rows.hpp"
+#include "winograd.hpp"
+"""
+
+
+def _unit(program: Program, bodies: list[str], part: range) -> str:
+    lines = [_HEADER]
+    for i in part:
+        node = program.nodes[i]
+        lines.append(f"// {node.kind}: {'+'.join(node.names)} -> {list(node.out.shape)}")
+        lines.append(f"void group{i}(rl::Context& c, int t) {{\n(void)c, (void)t;\n{bodies[i]}}}\n")
+    return "\n".join(lines)
+
+
+def _main(
+    code: Code,
+    program: Program,
+    bodies: list[str],
+    groups: tuple[dict[str, object], ...],
+    isa: Isa,
+) -> str:
+    told = {
+        "abi": 1,
+        "isa": list(isa.needs),
+        "threads": code.threads,
+        "inputs": [_spec(value) for value in program.inputs],
+        "outputs": [_spec(value) for value in program.outputs],
+        "workspace": code.plan.size,
+        "weights": code.weights.size,
+        "groups": groups,
+    }
+    lines = [_HEADER, '#include "abi.h"']
+    lines += [f"void group{i}(rl::Context&, int);" for i in range(len(bodies))]
+    lines.append("static void program(rl::Context& c, int t) {")
+    lines.append("uint64_t since = c.profile && !t ? rl::now_ns() : 0; (void)since;")
+    alone = True
+    for i, body in enumerate(bodies):
+        mine = (
+            code.threads == 1 or body.startswith("if (t) return;") or "if (t >= 1) return;" in body
+        )
+        if not (alone and mine) and i:
+            lines.append("rl::barrier(c);")
+        alone = mine
+        lines.append(f"group{i}(c, t);")
+        lines.append(
+            f"if (__builtin_expect(c.profile, 0) && !t) {{ const uint64_t n = rl::now_ns(); "
+            f"c.times[{i}] = n - since; since = n; }}"
+        )
+    lines.append("}")
+    if code.threads == 1:
+        lines = [line for line in lines if line != "rl::barrier(c);"]
+    lines.append(
+        f'extern "C" {{\n'
+        f'const char* redline_describe(void) {{ return R"json({json.dumps(told)})json"; }}\n'
+        f"void* redline_open(const void* weights) {{ return rl::open(weights, {code.plan.size}, "
+        f"{len(bodies)}, {code.threads}, program); }}\n"
+        f"int redline_run(void* c, const void* const* in, void* const* out) "
+        f"{{ return rl::run(*(rl::Context*)c, in, out); }}\n"
+        f"void redline_profile(void* c, int on) {{ ((rl::Context*)c)->profile = on; }}\n"
+        f"const uint64_t* redline_times(void* c) {{ return ((rl::Context*)c)->times; }}\n"
+        f"void redline_close(void* c) {{ rl::close((rl::Context*)c); }}\n}}\n"
+    )
+    return "\n".join(lines)
+
+
+def _spec(value: Value) -> dict[str, object]:
+    return {"dtype": np.dtype(value.dtype).name, "shape": list(value.shape)}

@@ -1,0 +1,351 @@
+"""Matrix products, convolutions and pooling: tile sizes, packed weights, the calls of kernels."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from redline.native.code import SMALL, Code, scalar, vector_load
+from redline.native.fuse import matrix_steps
+from redline.native.ir import Node, Value, leaves
+
+
+def balanced(total: int, most: int) -> tuple[int, int, int]:
+    """(size, how many tiles of it, how many of size - 1): tiles of at most `most`.
+
+    Example:
+        >>> balanced(128, 14)
+        (13, 8, 2)
+    """
+    count = -(-total // most)
+    size = -(-total // count)
+    return size, total - (size - 1) * count, size * count - total
+
+
+def _tile(c: Code, rows: int, columns: int) -> tuple[int, int]:
+    """(rows, vectors): as many sums as registers hold, at least two vectors wide."""
+    vectors = -(-columns // c.lanes)
+    wide = 2
+    while rows * 2 * wide <= c.isa.accumulators and wide < 8 and wide < vectors:
+        wide *= 2
+    wide = min(wide, vectors)
+    return min(rows, max(1, c.isa.accumulators // wide)), wide
+
+
+def lambda_epilogue(c: Code, node: Node, steps: str) -> str:
+    """A lambda over a vector of sums; `steps` says how operands are addressed."""
+    if node.expr is None:
+        return f"[&](rl::vf acc, {steps}) {{ return acc; }}"
+
+    def load(value: Value) -> str:
+        known = scalar(value)
+        if known is not None:
+            return f"rl::set({known})"
+        if node.out.layout is not None:
+            access = c.access(value, node.out)
+            return vector_load(access, ("b", "ob", "h", "v", "0"))
+        row, lane = matrix_steps(value, node.out.shape)
+        at = f"{c.pointer(value)} + (m0 + m) * {row}"
+        if not lane:
+            return f"rl::set(*({at}))"
+        last = node.out.shape[-1]
+        if last % c.lanes == 0:
+            return f"rl::load({at} + n)"
+        return (
+            f"(n + rl::W <= {last} ? rl::load({at} + n) : "
+            f"rl::load_first({at} + n, (int)({last} - n)))"
+        )
+
+    return f"[&](rl::vf acc, {steps}) {{ return {c.text(node.expr, load, 'acc')}; }}"
+
+
+def gemm(c: Code, node: Node) -> str:
+    """By constant weights: panels of them are shared out among the threads."""
+    a = node.attrs
+    m, n, k = a["m"], a["n"], a["k"]
+    rows, wide = _tile(c, m, n)
+    size, many, rest = balanced(m, rows)
+    panel = wide * c.lanes
+    panels = -(-n // panel)
+    packed = np.zeros((panels, k, panel), np.float32)
+    padded = np.zeros((k, panels * panel), np.float32)
+    padded[:, :n] = a["weights"]
+    packed[:] = padded.reshape(k, panels, panel).transpose(1, 0, 2)
+    at = c.weights.add(packed, a["weights"], f"panels{panel}")
+    split = c.threads if m * n * k >= SMALL and panels >= 2 else 1
+    x = node.ins[0]
+    return (
+        f"if (t >= {split}) return;\n"
+        f"const float* x = {c.pointer(x)}; float* y = {c.pointer(node.out, write=True)};\n"
+        f"const float* w = (const float*)(c.weights + {at}); const long m0 = 0; (void)m0;\n"
+        f"const auto epilogue = {lambda_epilogue(c, node, 'long m, long n')};\n"
+        f"const rl::Span part = rl::share({panels}, t, {split});\n"
+        f"for (long p = part.first; p < part.last; ++p)\n"
+        f"rl::gemm_panel<{size}, {wide}>(x, {x.steps[0]}, w + p * {k * panel}, {k}, y, {n}, "
+        f"p * {panel}, {n}, {many}, {rest}, epilogue);\n"
+    )
+
+
+def matmul_scratch(c: Code, node: Node) -> int:
+    """Bytes of packed B, one batch entry per thread."""
+    a = node.attrs
+    _, wide = _tile(c, a["m"], a["n"])
+    panel = wide * c.lanes
+    return int(-(-a["n"] // panel) * panel * a["k"] * 4 * c.threads)
+
+
+def matmul(c: Code, node: Node) -> str:
+    """Batched, B known only at run: each entry's B is packed by the thread that multiplies it."""
+    a = node.attrs
+    m, n, k = a["m"], a["n"], a["k"]
+    x, b = node.ins
+    batch = node.out.shape[:-2]
+    rows, wide = _tile(c, m, n)
+    size, many, rest = balanced(m, rows)
+    panel = wide * c.lanes
+    panels = -(-n // panel)
+    entries = prod(batch)
+    split = c.threads if entries >= c.threads and entries * m * n * k >= SMALL else 1
+    offsets = []
+    for value in (x, b):
+        terms, rest_of = [], "e"
+        for axis in reversed(range(len(batch))):
+            terms.append(f"({rest_of}) % {batch[axis]} * {value.steps[axis]}")
+            rest_of = f"({rest_of}) / {batch[axis]}"
+        offsets.append(" + ".join(terms) or "0")
+    return (
+        f"if (t >= {split}) return;\n"
+        f"float* packed = (float*)(c.arena + {a['scratch']}) + t * {panels * panel * k};\n"
+        f"const rl::Span part = rl::share({entries}, t, {split});\n"
+        f"for (long e = part.first; e < part.last; ++e) {{\n"
+        f"const long m0 = e * {m}; (void)m0;\n"
+        f"const float* x = {c.pointer(x)} + {offsets[0]}; const float* b = {c.pointer(b)} + {offsets[1]};\n"
+        f"float* y = {c.pointer(node.out, write=True)} + e * {m * n};\n"
+        f"const auto epilogue = {lambda_epilogue(c, node, 'long m, long n')};\n"
+        f"rl::pack<{wide}>(b, {b.steps[-2]}, {b.steps[-1]}, {k}, {n}, packed);\n"
+        f"for (long p = 0; p < {panels}; ++p)\n"
+        f"rl::gemm_panel<{size}, {wide}>(x, {x.steps[-2]}, packed + p * {k * panel}, {k}, y, {n}, "
+        f"p * {panel}, {n}, {many}, {rest}, epilogue);\n}}\n"
+    )
+
+
+def conv(c: Code, node: Node) -> str:
+    """Direct convolution: tiles of pixels in a row by blocks of output channels."""
+    a, out = node.attrs, node.out
+    planar, lanes, groups = a.get("planar", False), c.lanes, a["groups"]
+    weights: np.ndarray = a["weights"]
+    oc, _, kh, kw = weights.shape
+    n, _, oh, ow = out.shape
+    ocg = oc // groups
+    blocks = -(-ocg // lanes)
+    flat = not planar and kh == kw == 1 and a["strides"] == (1, 1) and _no_halo(node)
+    if flat:
+        oh, ow = 1, oh * ow
+    pixels, wide = _tile(c, ow, blocks * lanes)
+    size, many, rest = balanced(ow, pixels)
+    full, left = divmod(blocks, wide)
+    at, step = _pack_conv(c, weights, groups, wide, planar)
+    sh, sw = a["strides"]
+    taps, origin, group, row, pixel = _conv_input(c, node)
+    yn, yb, yh, yw, _ = c.geometry(out)
+    tiles = many + rest
+    units = oh * tiles
+    panels = full + (1 if left else 0)
+    work = node.flops // 2
+    split = c.threads if work >= SMALL else 1
+    by_rows = groups == 1 and (panels < 2 * split and panels % split != 0) and units >= split
+    lines = [
+        f"if (t >= {split}) return;",
+        f"const float* const w = (const float*)(c.weights + {at});",
+        f"constexpr rl::Taps taps = {taps};",
+        f"const rl::Span panels = rl::share({1 if by_rows else groups * panels}, t, {split});",
+        f"const rl::Span units = {f'rl::share({units}, t, {split})' if by_rows else f'rl::Span{{0, {units}}}'};",
+        f"for (long b = 0; b < {n}; ++b) {{",
+        f"const float* x = {origin}; float* y = {c.pointer(out, write=True)} + b * {yn};",
+        f"const auto epilogue = {lambda_epilogue(c, node, 'long ob, long h, long v')};",
+    ]
+    if by_rows:
+        lines.append(f"for (long q = 0; q < {groups * panels}; ++q) {{")
+    else:
+        lines.append("for (long q = panels.first; q < panels.last; ++q) {")
+    lines += [
+        f"const long g = q / {panels}, p = q % {panels}, ob = g * {blocks} + p * {wide};",
+        f"const float* const wp = w + g * {step} + p * {wide * lanes * _depth(weights, planar, lanes)};",
+        "for (long u = units.first; u < units.last; ++u) {",
+        f"const long h = u / {tiles}, i = u % {tiles};",
+        f"const long v = i < {many} ? i * {size} : {many * size} + (i - {many}) * {size - 1};",
+        f"const float* from = x + g * {group} + h * {sh * row} + v * {sw * pixel};",
+        f"float* to = y + ob * {yb} + h * {yh} + v * {yw};",
+    ]
+    lines += _conv_calls(size, many, rest, _widths(wide, full, left), sw * pixel, yb)
+    return "\n".join([*lines, "}\n}\n}\n"])
+
+
+def _conv_calls(
+    size: int, many: int, rest: int, widths: list[tuple[int, str]], pixel: int, block: int
+) -> list[str]:
+    """The kernel's calls: full and narrow panels, by tiles of `size` and of one pixel less."""
+    lines = []
+    for width, condition in widths:
+        first, second = (
+            f"rl::conv_tile<{pixels}, {width}>"
+            f"(from, {pixel}, wp, taps, to, {block}, ob, h, v, epilogue)"
+            for pixels in (size, size - 1)
+        )
+        text = f"if (i < {many}) {first}; else {second};" if rest else f"{first};"
+        lines.append(f"{condition}{{ {text} }}")
+    return lines
+
+
+def _conv_input(c: Code, node: Node) -> tuple[str, str, int, int, int]:
+    """C++ of the taps and of the first pixel; strides of a group, a row and a pixel."""
+    a, x = node.attrs, node.ins[0]
+    _, ic, kh, kw = a["weights"].shape
+    dh, dw = a["dilations"]
+    if a.get("planar"):
+        _, sc, row, pixel = x.steps
+        taps = f"{{{ic}, {sc}, {kh}, {dh * row}, 1, 0, {kw}}}"
+        return taps, f"{c.pointer(x)} + b * {x.steps[0]}", ic * sc, row, pixel
+    sn, sc, row, pixel, _ = c.geometry(x)
+    run, blocks = min(c.lanes, ic), -(-ic // c.lanes)
+    taps = f"{{{blocks}, {sc}, {kh}, {dh * row}, {kw}, {dw * pixel}, {run}}}"
+    pad = a["pads"][0] * row + a["pads"][1] * pixel
+    return taps, f"{c.pointer(x)} - {pad} + b * {sn}", blocks * sc, row, pixel
+
+
+def _widths(wide: int, full: int, left: int) -> list[tuple[int, str]]:
+    if not left:
+        return [(wide, "")]
+    if not full:
+        return [(left, "")]
+    return [(wide, f"if (p < {full}) "), (left, "else ")]
+
+
+def _depth(weights: np.ndarray, planar: bool, lanes: int) -> int:
+    """Taps of one output channel, filled up as they are packed."""
+    _, ic, kh, kw = weights.shape
+    return int((ic if planar else -(-ic // lanes) * min(lanes, ic)) * kh * kw)
+
+
+def _pack_conv(
+    c: Code, weights: np.ndarray, groups: int, wide: int, planar: bool
+) -> tuple[int, int]:
+    """[groups][panels][taps][wide * lanes], the last panel narrower; floats per group."""
+    lanes = c.lanes
+    oc, ic, kh, kw = weights.shape
+    ocg = oc // groups
+    blocks, run = -(-ocg // lanes), ic if planar else min(lanes, ic)
+    cb = -(-ic // run)
+    full = np.zeros((groups, blocks * lanes, cb * run, kh, kw), np.float32)
+    full[:, :ocg, :ic] = weights.reshape(groups, ocg, ic, kh, kw)
+    taps = full.reshape(groups, blocks * lanes, cb, run, kh, kw)
+    order = (0, 2, 3, 4, 5, 1) if planar else (0, 2, 4, 5, 3, 1)
+    flat = taps.transpose(order).reshape(groups, -1, blocks * lanes)
+    panels = []
+    for group in flat:
+        for start in range(0, blocks * lanes, wide * lanes):
+            panel = group[:, start : start + wide * lanes]
+            panels.append(panel.reshape(-1))
+    packed = np.concatenate(panels)
+    at = c.weights.add(packed, weights, f"conv{wide}x{lanes}")
+    return at, flat.shape[1] * blocks * lanes
+
+
+def _no_halo(node: Node) -> bool:
+    """All images of the node are one run of pixels."""
+    images = [node.ins[0], node.out]
+    if node.expr is not None:
+        images += [leaf.value for leaf in leaves(node.expr)]
+    shape = node.out.shape[2:]
+    for value in images:
+        if value.layout is not None and any(value.layout.halo):
+            return False
+        if value.size > 1 and value.shape[-2:] != shape and value.shape[-2:] not in ((1, 1),):
+            return False
+    return node.ins[0].shape[2:] == shape
+
+
+def depthwise(c: Code, node: Node) -> str:
+    """One filter a channel: no sums over channels, so a lane is a channel throughout."""
+    a, x, out = node.attrs, node.ins[0], node.out
+    weights: np.ndarray = a["weights"]
+    channels, _, kh, kw = weights.shape
+    lanes = c.lanes
+    blocks = -(-channels // lanes)
+    packed = np.zeros((blocks * lanes, kh * kw), np.float32)
+    packed[:channels] = weights.reshape(channels, -1)
+    packed = packed.reshape(blocks, lanes, kh * kw).transpose(0, 2, 1)
+    at = c.weights.add(packed, weights, f"depthwise{lanes}")
+    n, _, oh, ow = out.shape
+    size, many, rest = balanced(ow, min(14, c.isa.accumulators))
+    sn, sc, row, pixel, _ = c.geometry(x)
+    yn, yb, yh, yw, _ = c.geometry(out)
+    sh, sw = a["strides"]
+    dh, dw = a["dilations"]
+    pad = a["pads"][0] * row + a["pads"][1] * pixel
+    split = c.threads if node.flops // 2 >= SMALL // 4 else 1
+    call = (
+        f"rl::depthwise_tile<{{0}}>(x + q * {sc} + h * {sh * row} + v * {sw * pixel}, {dh * row}, "
+        f"{dw * pixel}, {sw * pixel}, w + q * {kh * kw * lanes}, {kh}, {kw}, "
+        f"y + q * {yb} + h * {yh} + v * {yw}, q, h, v, epilogue)"
+    )
+    tail = (
+        f"for (long i = 0; i < {rest}; ++i, v += {size - 1}) {call.format(size - 1)};"
+        if rest and size > 1
+        else ""
+    )
+    return (
+        f"if (t >= {split}) return;\n"
+        f"const float* const w = (const float*)(c.weights + {at});\n"
+        f"const rl::Span part = rl::share({blocks * oh}, t, {split});\n"
+        f"for (long b = 0; b < {n}; ++b) {{\n"
+        f"const float* x = {c.pointer(x)} - {pad} + b * {sn}; "
+        f"float* y = {c.pointer(out, write=True)} + b * {yn};\n"
+        f"const auto epilogue = {lambda_epilogue(c, node, 'long ob, long h, long v')};\n"
+        f"for (long u = part.first; u < part.last; ++u) {{\n"
+        f"const long q = u / {oh}, h = u % {oh}; long v = 0;\n"
+        f"for (long i = 0; i < {many}; ++i, v += {size}) {call.format(size)};\n{tail}\n}}\n}}\n"
+    )
+
+
+def pool(c: Code, node: Node) -> str:
+    """Each output pixel's window, cut off at the image's edges."""
+    a, x, out = node.attrs, node.ins[0], node.out
+    (kh, kw), (sh, sw), (dh, dw) = a["kernel"], a["strides"], a["dilations"]
+    top, left = a["pads"][:2]
+    n, channels, oh, ow = out.shape
+    _, _, h, w = x.shape
+    sn, sc, row, pixel, _ = c.geometry(x)
+    yn, yb, yh, yw, _ = c.geometry(out)
+    high = a["mode"] == "MaxPool"
+    blocks = -(-channels // c.lanes)
+    split = c.threads if n * blocks * oh * ow * kh * kw * c.lanes >= SMALL else 1
+    start = "rl::set(-HUGE_VALF)" if high else "rl::vf{}"
+    step = "acc = rl::maximum(acc, e);" if high else "acc += e;"
+    end = (
+        ""
+        if high
+        else (
+            "acc /= rl::set((float)count);"
+            if not a["count_pads"]
+            else f"acc *= {1 / (kh * kw)!r}f;"
+        )
+    )
+    return (
+        f"if (t >= {split}) return;\n"
+        f"const rl::Span part = rl::share({blocks * oh}, t, {split});\n"
+        f"for (long b = 0; b < {n}; ++b) {{\n"
+        f"const auto epilogue = {lambda_epilogue(c, node, 'long ob, long h, long v')};\n"
+        f"const float* x = {c.pointer(x)} + b * {sn}; float* y = {c.pointer(out, write=True)} + b * {yn};\n"
+        f"for (long u = part.first; u < part.last; ++u) for (long v = 0; v < {ow}; ++v) {{\n"
+        f"const long q = u / {oh}, h = u % {oh};\n"
+        f"rl::vf acc = {start}; long count = 0;\n"
+        f"for (long i = 0; i < {kh}; ++i) {{ const long r = h * {sh} - {top} + i * {dh};\n"
+        f"if (r < 0 || r >= {h}) continue;\n"
+        f"for (long j = 0; j < {kw}; ++j) {{ const long s = v * {sw} - {left} + j * {dw};\n"
+        f"if (s < 0 || s >= {w}) continue;\n"
+        f"const rl::vf e = rl::load(x + q * {sc} + r * {row} + s * {pixel}); {step} ++count; }} }}\n"
+        f"(void)count; {end}\n"
+        f"rl::store(y + q * {yb} + h * {yh} + v * {yw}, epilogue(acc, q, h, v)); }} }}\n"
+    )

@@ -1,0 +1,45 @@
+// Convolutions and pooling over NCHWc. The input carries a halo of zeros, so no tile has an edge.
+#pragma once
+#include "gemm.hpp"
+
+namespace rl {
+
+// What the sums run over: `blocks` of input channels, then kernel rows, then columns, then `run`
+// neighbouring floats. A planar input has run = kernel width instead of channels.
+struct Taps {
+    long blocks, block, rows, row, columns, column, run;
+};
+
+// P pixels by B blocks of output channels.
+template <int P, int B, class E>
+RL_INLINE void conv_tile(const float* x, long pixel, const float* w, const Taps& t, float* y,
+                         long block, long ob, long h, long v, const E& epilogue) {
+    vf acc[P][B] = {};
+    for (long c = 0; c < t.blocks; ++c)
+        for (long i = 0; i < t.rows; ++i)
+            for (long j = 0; j < t.columns; ++j) {
+                multiply<P, B>(acc, x + c * t.block + i * t.row + j * t.column, pixel, w, t.run);
+                w += t.run * B * W;
+            }
+    RL_UNROLL for (int p = 0; p < P; ++p) {
+        RL_UNROLL for (int j = 0; j < B; ++j)
+            store(y + j * block + p * W, epilogue(acc[p][j], ob + j, h, v + p));
+    }
+}
+
+// A depthwise tile: P pixels of one block of channels; weights [kernel rows][columns][W].
+template <int P, class E>
+RL_INLINE void depthwise_tile(const float* x, long row, long column, long pixel, const float* w,
+                              int rows, int columns, float* y, long ob, long h, long v,
+                              const E& epilogue) {
+    vf acc[P] = {};
+    for (int i = 0; i < rows; ++i)
+        for (int j = 0; j < columns; ++j) {
+            const vf k = load(w + (i * columns + j) * W);
+            const float* from = x + i * row + j * column;
+            RL_UNROLL for (int p = 0; p < P; ++p) acc[p] += load(from + p * pixel) * k;
+        }
+    RL_UNROLL for (int p = 0; p < P; ++p) store(y + p * W, epilogue(acc[p], ob, h, v + p));
+}
+
+}  // namespace rl

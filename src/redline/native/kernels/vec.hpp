@@ -1,0 +1,105 @@
+// One vector of floats, whatever the machine: GCC's and Clang's vector extension instead of
+// intrinsics, so that AVX-512, AVX2, NEON and plain C++ share every kernel. The build defines
+// RL_VECTOR_BYTES (64, 32 or 16) from redline/native/isa.py; the portable twin uses 16 bytes
+// and no instruction set flags.
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifndef RL_VECTOR_BYTES
+#define RL_VECTOR_BYTES 16
+#endif
+#define RL_INLINE inline __attribute__((always_inline))
+#define RL_UNROLL _Pragma("GCC unroll 64")
+
+namespace rl {
+
+constexpr int W = RL_VECTOR_BYTES / 4;  // floats in a vector; also the channel block of NCHWc
+
+typedef float vf __attribute__((vector_size(RL_VECTOR_BYTES), may_alias));
+typedef float vf_any __attribute__((vector_size(RL_VECTOR_BYTES), aligned(4), may_alias));
+typedef int32_t vi __attribute__((vector_size(RL_VECTOR_BYTES), may_alias));
+typedef uint32_t vu __attribute__((vector_size(RL_VECTOR_BYTES), may_alias));
+
+// What differs between one float and a vector of them; every formula is written once, over V.
+template <class V> struct lanes_of;
+template <> struct lanes_of<float> {
+    typedef int32_t integer;
+    static constexpr int count = 1;
+};
+template <> struct lanes_of<vf> {
+    typedef vi integer;
+    static constexpr int count = W;
+};
+
+RL_INLINE vf load(const float* p) { return (vf)(*(const vf_any*)p); }
+RL_INLINE void store(float* p, vf x) { *(vf_any*)p = x; }
+RL_INLINE vf set(float x) { return x - vf{}; }
+RL_INLINE vf load_first(const float* p, int n) {
+    vf x = {};
+    for (int i = 0; i < n; ++i) x[i] = p[i];
+    return x;
+}
+RL_INLINE void store_first(float* p, vf x, int n) {
+    for (int i = 0; i < n; ++i) p[i] = x[i];
+}
+template <class V> RL_INLINE V fill(float x);
+template <> RL_INLINE float fill<float>(float x) { return x; }
+template <> RL_INLINE vf fill<vf>(float x) { return set(x); }
+
+RL_INLINE float select(bool m, float a, float b) { return m ? a : b; }
+RL_INLINE vf select(vi m, vf a, vf b) { return m ? a : b; }
+RL_INLINE vi bits(vf x) { return (vi)x; }
+RL_INLINE vf from_bits(vi x) { return (vf)x; }
+RL_INLINE int32_t bits(float x) {
+    int32_t y;
+    memcpy(&y, &x, 4);
+    return y;
+}
+RL_INLINE float from_bits(int32_t x) {
+    float y;
+    memcpy(&y, &x, 4);
+    return y;
+}
+RL_INLINE vi to_int(vf x) { return __builtin_convertvector(x, vi); }
+RL_INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
+RL_INLINE int32_t to_int(float x) { return (int32_t)x; }
+RL_INLINE float to_float(int32_t x) { return (float)x; }
+
+// A NaN in either operand gives NaN, as in NumPy and ONNX.
+template <class V> RL_INLINE V maximum(V a, V b) { return select((a > b) | (a != a), a, b); }
+template <class V> RL_INLINE V minimum(V a, V b) { return select((a < b) | (a != a), a, b); }
+
+RL_INLINE float sum(vf x) {
+    float total = 0;
+    RL_UNROLL for (int half = W / 2; half; half /= 2)
+        RL_UNROLL for (int i = 0; i < half; ++i) x[i] += x[i + half];
+    total = x[0];
+    return total;
+}
+RL_INLINE float highest(vf x) {
+    RL_UNROLL for (int half = W / 2; half; half /= 2)
+        RL_UNROLL for (int i = 0; i < half; ++i) x[i] = maximum((float)x[i], (float)x[i + half]);
+    return x[0];
+}
+
+// Applies a scalar function of libm lane by lane: for functions too rare for a formula of ours.
+template <class F> RL_INLINE float each(F f, float x) { return f(x); }
+template <class F> RL_INLINE vf each(F f, vf x) {
+    vf y;
+    for (int i = 0; i < W; ++i) y[i] = f(x[i]);
+    return y;
+}
+
+// The part of [0, n) that thread t of T takes, in steps of `grain`.
+struct Span {
+    long first, last;
+};
+RL_INLINE Span share(long n, int t, int T, long grain = 1) {
+    const long units = (n + grain - 1) / grain;
+    const long first = units * t / T * grain, last = units * (t + 1) / T * grain;
+    return {first < n ? first : n, last < n ? last : n};
+}
+
+}  // namespace rl
