@@ -107,3 +107,13 @@ def agree(model, arrays, *, tolerance=2e-5, **how):
         assert got.shape == want.shape
         scale = max(1e-6, float(np.sqrt(np.mean(np.square(want))))) if want.size else 1.0
         np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * scale)
+
+
+def with_types(model):
+    """The model with float32 outputs declared, which ONNX Runtime asks for."""
+    typed = onnx.ModelProto()
+    typed.CopyFrom(model)
+    typed.ir_version = 10
+    for value in typed.graph.output:
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    return typed

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from native_models import agree, graph, needs_compiler, targets
+from native_models import agree, graph, needs_compiler, run, targets, with_types
 from onnx import helper
 
 pytestmark = needs_compiler
@@ -168,7 +168,7 @@ def test_elementwise(target, kind):
 @pytest.mark.parametrize("kind", ["Exp", "Sigmoid", "Tanh", "Relu", "Softplus", "Erf"])
 def test_what_is_not_a_number_stays_so_and_infinity_has_its_limit(target, kind):
     x = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-40, 3e38, -3e38] * 4, np.float32)
-    from native_models import reference, run
+    from native_models import reference
 
     model = graph([helper.make_node(kind, ["x"], ["y"])], {"x": x}, ["y"])
     with np.errstate(all="ignore"):
@@ -194,3 +194,36 @@ def test_views_and_copies(target):
         "places": np.array([[3, -1], [0, 23]]),
     }  # fmt: skip
     agree(graph(nodes, {"x": x}, ["y", "c"], weights), [x], target=target)
+
+
+@pytest.mark.parametrize("hidden", [5, 16, 48, 128])
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_lstm(target, hidden, direction):
+    both = 2 if direction == "bidirectional" else 1
+    x = array(7, 2, 9)
+    weights = {
+        "w": 0.3 * array(both, 4 * hidden, 9, seed=1),
+        "r": 0.1 * array(both, 4 * hidden, hidden, seed=2),
+        "b": array(both, 8 * hidden, seed=3),
+        "h": array(both, 2, hidden, seed=4),
+        "c": array(both, 2, hidden, seed=5),
+    }
+    node = helper.make_node(
+        "LSTM", ["x", "w", "r", "b", "", "h", "c"], ["y", "last", "cell"],
+        hidden_size=hidden, direction=direction,
+    )  # fmt: skip
+    model = graph([node], {"x": x}, ["y", "last", "cell"], weights)
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        with_types(model).SerializeToString(), providers=["CPUExecutionProvider"]
+    )  # ONNX's reference knows no bidirectional LSTM
+    for got, want in zip(run(model, [x], target=target), session.run(None, {"x": x}), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_gather_by_several_axes(target):
+    x, places = array(4, 5, 6), np.array([[0, -1], [3, 2], [-4, 4]])
+    model = graph([helper.make_node("GatherND", ["x", "i"], ["y"])], {"x": x, "i": places}, ["y"])
+    (got,) = run(model, [x, places], target=target)
+    np.testing.assert_array_equal(got, x[places[:, 0], places[:, 1]])

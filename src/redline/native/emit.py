@@ -10,7 +10,7 @@ import numpy as np
 
 from redline.native import emit_anchors as anchors
 from redline.native import emit_loops as loops
-from redline.native import winograd
+from redline.native import emit_rnn, winograd
 from redline.native.code import Code
 from redline.native.ir import Node, Program, Value
 from redline.native.isa import Isa
@@ -27,6 +27,7 @@ _EMIT: dict[str, Callable[[Code, Node], str]] = {
     "depthwise": anchors.depthwise,
     "pool": anchors.pool,
     "winograd": winograd.emit,
+    "lstm": emit_rnn.lstm,
 }
 _UNIT = 12  # groups in a file, so that two compilers share the work
 
@@ -79,6 +80,7 @@ def _group(node: Node) -> dict[str, object]:
 
 _HEADER = """#define RL_SPIN_NS 100000
 #include "runtime.hpp"
+#include "rnn.hpp"
 #include "rows.hpp"
 #include "winograd.hpp"
 """

@@ -17,7 +17,7 @@ def _matmul(r: Reader, op: Op) -> list[Value]:
     if a.dtype != np.float32:
         raise No(f"MatMul of {a.dtype}")
     if b.const is not None and len(b.shape) == 2 and len(a.shape) >= 2:
-        return [_gemm(r, a, np.asarray(b.const))]
+        return [gemm(r, a, np.asarray(b.const))]
     if len(a.shape) < 2 or len(b.shape) < 2:
         raise No("MatMul of a vector")
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
@@ -39,7 +39,7 @@ def _batched(x: Value, batch: tuple[int, ...]) -> Value:
     return view(x, (*batch, *sizes[-2:]), (*strides, *steps[-2:]))
 
 
-def _gemm(r: Reader, a: Value, b: np.ndarray) -> Value:
+def gemm(r: Reader, a: Value, b: np.ndarray) -> Value:
     """a [..., M, K] by constant b [K, N]."""
     k, n = b.shape
     m = prod(a.shape[:-1])
@@ -61,7 +61,7 @@ def _general(r: Reader, op: Op) -> list[Value]:
     if op.attr("transA", 0):
         a = view(a, a.shape[::-1], a.steps[::-1])
     weights = np.asarray(b.const).T if op.attr("transB", 0) else np.asarray(b.const)
-    out = _gemm(r, a, weights * np.float32(op.attr("alpha", 1.0)))
+    out = gemm(r, a, weights * np.float32(op.attr("alpha", 1.0)))
     if op.has(2):
         bias, beta = op.value(2), float(op.attr("beta", 1.0))
         if beta != 1.0:

@@ -137,6 +137,37 @@ def _gather(r: Reader, op: Op) -> list[Value]:
     return [r.add("gather", out, x, index, length=x.shape[axis], count=index.size, **sizes)]
 
 
+@operator("GatherND")
+def _gather_nd(r: Reader, op: Op) -> list[Value]:
+    """Gather along the first axes taken as one, by the indices joined into one number."""
+    x, index = r.dense(op.value(0)), op.value(1)
+    if op.attr("batch_dims", 0) or index.dtype != np.int64:
+        raise No(f"GatherND of {index.dtype} indices with batch_dims {op.attr('batch_dims', 0)}")
+    depth, places = index.shape[-1], index.shape[:-1]
+    joined = constant(np.zeros(places, np.int64))
+    for axis in range(depth):
+        column = (
+            constant(index.const[..., axis])
+            if index.const is not None
+            else view(index, places, index.steps[:-1], axis * index.steps[-1])
+        )
+        size = x.shape[axis]
+        form = (
+            f"({{0}} + {contiguous(x.shape[:depth])[axis]} * ({{1}} < 0 ? {{1}} + {size} : {{1}}))"
+        )
+        joined = r.pointwise(form, joined, column, vector=False)
+    rest, length = x.shape[depth:], prod(x.shape[:depth])
+    out = r.new((*places, *rest), x.dtype)
+    sizes = {"outer": 1, "inner": prod(rest), "count": prod(places), "length": length}
+    return [r.add("gather", out, x, joined, **sizes)]
+
+
+@operator("GatherElements")
+def _gather_elements(r: Reader, op: Op) -> list[Value]:
+    places = op.const(1)  # not left to the folding of read.py: ONNX's reference fails on some
+    return [constant(np.take_along_axis(op.const(0), places, op.attr("axis", 0)))]
+
+
 @operator("Shape")
 def _shape(r: Reader, op: Op) -> list[Value]:
     x = op.value(0)
