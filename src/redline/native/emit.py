@@ -69,6 +69,8 @@ def _scratch(code: Code, node: Node) -> int:
         return 0
     if node.kind == "matmul":
         return anchors.matmul_scratch(code, node)
+    if node.kind == "gemm":
+        return anchors.gemm_scratch(code, node)
     if node.kind == "winograd":
         return winograd.scratch(code, node)
     return 0 if node.kind in _EMIT else loops.row_scratch(node, code.threads)

@@ -10,6 +10,9 @@ from redline.native.code import SMALL, Code, scalar, vector_load
 from redline.native.fuse import matrix_steps
 from redline.native.ir import Node, Value, leaves
 
+_FEW_ROWS = 4  # rows of A that any cache holds, however they lie
+_SKEW = 16  # floats by which a copied row is longer than what it holds
+
 
 def balanced(total: int, most: int) -> tuple[int, int, int]:
     """(size, how many tiles of it, how many of size - 1): tiles of at most `most`.
@@ -75,16 +78,37 @@ def gemm(c: Code, node: Node) -> str:
     at = c.weights.add(packed, a["weights"], f"panels{panel}")
     split = c.threads if m * n * k >= SMALL and panels >= 2 else 1
     x = node.ins[0]
+    read, pitch = f"const float* x = {c.pointer(x)};", x.steps[0]
+    if gemm_scratch(c, node):
+        pitch = k + _SKEW
+        meet = "rl::barrier(c);" if split > 1 else ""
+        read = (
+            f"float* const x = (float*)(c.arena + {a['scratch']});\n"
+            f"const rl::Span lines = rl::share({m}, t, {split});\n"
+            f"for (long i = lines.first; i < lines.last; ++i)\n"
+            f"memcpy(x + i * {pitch}, {c.pointer(x)} + i * {x.steps[0]}, {k * 4});\n{meet}"
+        )
     return (
         f"if (t >= {split}) return;\n"
-        f"const float* x = {c.pointer(x)}; float* y = {c.pointer(node.out, write=True)};\n"
+        f"{read} float* y = {c.pointer(node.out, write=True)};\n"
         f"const float* w = (const float*)(c.weights + {at}); const long m0 = 0; (void)m0;\n"
         f"const auto epilogue = {lambda_epilogue(c, node, 'long m, long n')};\n"
         f"const rl::Span part = rl::share({panels}, t, {split});\n"
         f"for (long p = part.first; p < part.last; ++p)\n"
-        f"rl::gemm_panel<{size}, {wide}>(x, {x.steps[0]}, w + p * {k * panel}, {k}, y, {n}, "
+        f"rl::gemm_panel<{size}, {wide}>(x, {pitch}, w + p * {k * panel}, {k}, y, {n}, "
         f"p * {panel}, {n}, {many}, {rest}, epilogue);\n"
     )
+
+
+def gemm_scratch(c: Code, node: Node) -> int:
+    """Bytes for a copy of A whose rows do not fall on the same sets of the first-level cache.
+
+    Rows that lie a multiple of 1 KiB apart share few sets, and a tile reads many rows at once.
+    """
+    a = node.attrs
+    if a["m"] <= _FEW_ROWS or a["k"] < 512 or node.ins[0].steps[0] % 256:
+        return 0
+    return int(a["m"] * (a["k"] + _SKEW) * 4)
 
 
 def matmul_scratch(c: Code, node: Node) -> int:

@@ -21,11 +21,20 @@ RL_INLINE void multiply(vf (&acc)[M][B], const float* a, long step, const float*
 }
 
 // One tile: M rows of A by one panel of B; `epilogue(sum, row, column)` says what is stored.
+// Meanwhile `next`, a slice of the panel after this one, is fetched from memory, one line for
+// every few steps: the first tile of a panel would otherwise wait for it.
 template <int M, int B, class E>
 RL_INLINE void gemm_tile(const float* a, long lda, const float* b, long K, float* c, long ldc,
-                         long m, long n, long N, const E& epilogue) {
+                         long m, long n, long N, const char* next, const E& epilogue) {
     vf acc[M][B] = {};
-    multiply<M, B>(acc, a + m * lda, lda, b, K);
+    constexpr long STEP = 8;
+    long k = 0;
+    for (; k + STEP <= K; k += STEP, next += 128) {
+        __builtin_prefetch(next, 0, 2);
+        __builtin_prefetch(next + 64, 0, 2);
+        multiply<M, B>(acc, a + m * lda + k, lda, b + k * B * W, STEP);
+    }
+    multiply<M, B>(acc, a + m * lda + k, lda, b + k * B * W, K - k);
     RL_UNROLL for (int i = 0; i < M; ++i) {
         RL_UNROLL for (int j = 0; j < B; ++j) {
             const long at = n + j * W;
@@ -41,11 +50,12 @@ template <int M, int B, class E>
 RL_INLINE void gemm_panel(const float* a, long lda, const float* b, long K, float* c, long ldc,
                           long n, long N, long many, long rest, const E& epilogue) {
     long m = 0;
-    for (long i = 0; i < many; ++i, m += M)
-        gemm_tile<M, B>(a, lda, b, K, c, ldc, m, n, N, epilogue);
+    const char* next = (const char*)(b + K * B * W);
+    for (long i = 0; i < many; ++i, m += M, next += K * 16)
+        gemm_tile<M, B>(a, lda, b, K, c, ldc, m, n, N, next, epilogue);
     if constexpr (M > 1)
-        for (long i = 0; i < rest; ++i, m += M - 1)
-            gemm_tile<M - 1, B>(a, lda, b, K, c, ldc, m, n, N, epilogue);
+        for (long i = 0; i < rest; ++i, m += M - 1, next += K * 16)
+            gemm_tile<M - 1, B>(a, lda, b, K, c, ldc, m, n, N, next, epilogue);
 }
 
 // b[K][N] by any strides -> panels [N / (B W)][K][B W], the last one filled up with zeros.
