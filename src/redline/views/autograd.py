@@ -104,11 +104,12 @@ class AutogradView(View):
             title=self.model or "a loss",
             lead=(f"loss: {self.loss}", self._how()),
             tiles=_tiles(self),
-            columns=("nodes", "operators", "leaves", "saves"),
+            columns=("operators", "nodes", "leaves", "saves"),
             rows=_tree(self.nodes, self.folding),
             tree_title="Modules" if self.folding != "none" else "Operators",
             figure=self.svg(),
             figure_title="The graph",
+            figure_in_full=picture.graph_in_full(self.nodes),
             caption="Forward goes down, gradients go up. A line beside the rows skips those that "
             "it passes. The bar is what a row saves for the backward.",
             lists=(
@@ -309,15 +310,14 @@ def _tree(nodes: Sequence[Node], folding: str) -> tuple[Row, ...]:
 def _row(
     name: str, kind: str, nodes: Sequence[Node], whole: int, inner: tuple[Row, ...] = ()
 ) -> Row:
-    operators = Counter(node.name.removesuffix("0").removesuffix("Backward") for node in nodes)
-    operators.pop("AccumulateGrad", None)
+    operators = Counter(picture.operator(node.name) for node in nodes if not node.leaf)
     leaves = sum(bool(node.leaf) for node in nodes)
     size = sum(node.activation_bytes for node in nodes)
     told = [f"{one} ×{n}" if n > 1 else one for one, n in operators.most_common(2)]
     more = f" +{len(operators) - 2}" if len(operators) > 2 else ""
     cells = (
-        str(len(nodes) - leaves) if len(nodes) > leaves else "",
         ", ".join(told) + more,
+        str(len(nodes) - leaves) if len(nodes) > leaves else "",
         str(leaves) if leaves else "",
         units.size(size) if size else "",
     )

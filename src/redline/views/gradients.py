@@ -16,7 +16,10 @@ from redline.views.page import Item, Page, Row, View
 from redline.views.watch import Watch, as_watch
 
 EXPLODING = 100.0  # ‖gradient‖ / ‖weights‖: at a learning rate of 0.01 one step replaces the layer
-SPREAD = 1e4  # so many times above or below the median layer is noted as well
+VANISHING = (
+    2**-23
+)  # float32's rounding: even at a learning rate of 1 a step changes next to nothing
+SPREAD = 1e4  # so many times below the median layer is vanishing too
 _UNITS = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 
 
@@ -117,8 +120,8 @@ def grad_report(of: torch.nn.Module | Watch, *, exploding: float = EXPLODING) ->
     """Gradients after a backward: missing ones and why, norms by layer, dead units.
 
     A layer is exploding when ‖gradient‖ is over `exploding` times ‖weights‖, vanishing when it is
-    under the rounding of its weights (even a step with learning rate 1 would hardly change them);
-    and either when it is 10,000 times over or under the median layer.
+    under float32's rounding of ‖weights‖ (even a step with learning rate 1 would hardly change
+    them), or 10,000 times under the median layer.
 
     Args:
         of: the model, after backward(); or the Watch that saw its forward, with which the report
@@ -237,9 +240,9 @@ def _judge(layers: Sequence[Layer], exploding: float) -> tuple[Layer, ...]:
     for layer in layers:
         verdict = layer.verdict
         if layer.ratio is not None:
-            if layer.ratio > exploding or layer.ratio > SPREAD * middle:
+            if layer.ratio > exploding:
                 verdict = "exploding"
-            elif layer.ratio < torch.finfo(torch.float32).eps or layer.ratio * SPREAD < middle:
+            elif layer.ratio < max(VANISHING, min(middle, 1.0) / SPREAD):
                 verdict = "vanishing"
         judged.append(
             Layer(

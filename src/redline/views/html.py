@@ -26,6 +26,7 @@ def render(page: Page) -> str:
     return _template().render(
         page=page,
         figure=Markup(page.figure),  # made by picture.py, which escapes
+        in_full=Markup(page.figure_in_full),
         style=Markup(style),
         style_hash=content_hash(style),
         open_levels=_OPEN,

@@ -40,7 +40,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Page:
-    """One view. `tiles` are (label, value, small print); `figure` is SVG."""
+    """One view. `tiles` are (label, value, small print); `figure` is SVG,
+    and so is `figure_in_full`, which stands folded below it.
+    """
 
     what: str
     title: str
@@ -51,6 +53,7 @@ class Page:
     tree_title: str = "Modules"
     figure: str = ""
     figure_title: str = ""
+    figure_in_full: str = ""
     caption: str = ""
     lists: tuple[tuple[str, tuple[Item, ...]], ...] = ()
     notes: tuple[str, ...] = ()

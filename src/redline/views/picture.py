@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _WIDTH, _UP, _DOWN, _MOST = 1072, 110, 110, 360
 _ROWS, _STEP, _X = 60, 20, 96  # of the graph: rows, pixels for each, where its line is
+_FULL, _UNFOLDED = 2000, 1_000_000  # rows that a browser still draws at once; no folding at all
 
 
 def strip(steps: Sequence[tuple[str, int, int]]) -> str:
@@ -94,8 +95,26 @@ def graph(nodes: Sequence[Node], depth: int | None = None) -> str:
     return _svg(_WIDTH, height, label, drawn)
 
 
+def graph_in_full(nodes: Sequence[Node]) -> str:
+    """The graph with a row for every node; empty if graph() has that already, or it is too much."""
+    inner = sum(not node.leaf for node in nodes)
+    return graph(nodes, _UNFOLDED) if _ROWS < inner <= _FULL else ""
+
+
+def operator(name: str) -> str:
+    """The operator that a node undoes: "MaxPool2D" of "MaxPool2DBackward0".
+
+    Example:
+        >>> operator("ConvolutionBackward0"), operator("MeanBackward1"), operator("MineBackward")
+        ('Convolution', 'Mean', 'Mine')
+    """
+    return name.rstrip("0123456789").removesuffix("Backward") or name
+
+
 def _group(nodes: Sequence[Node], inner: Sequence[int], depth: int | None) -> list[list[int]]:
     """Neighbours in the same module at some depth, together; the deepest that gives few rows."""
+    if depth == _UNFOLDED:
+        return [[index] for index in inner]
     if depth is not None:
         return _runs(nodes, inner, depth)
     if len(inner) <= _ROWS:
@@ -131,7 +150,7 @@ def _row_of(nodes: Sequence[Node], group: Sequence[int]) -> tuple[str, str, str,
     """(name, operators, leaves, saved bytes)."""
     members = [nodes[index] for index in group]
     path = common([node.path for node in members]) or "model"
-    names = list(dict.fromkeys(node.name.removesuffix("0") for node in members))
+    names = list(dict.fromkeys(operator(node.name) for node in members))
     told = ", ".join(names[:3]) + (f" +{len(names) - 3}" if len(names) > 3 else "")
     leaves = {nodes[i].leaf for node in members for i in node.inputs if nodes[i].leaf}
     got = f"{len(leaves)} leaves" if len(leaves) > 1 else next(iter(leaves), "")
@@ -155,8 +174,8 @@ def _draw_row(index: int, name: str, operators: str, leaves: str, size: int, mos
     return (
         f'<g><title>{told}</title><circle class="node" fill="#59636e" cx="{_X}" cy="{y}" r="4"/>'
         + _text(_X + 14, y + 4, _short(name, 30), "who-text")
-        + _text(_X + 240, y + 4, _short(operators, 56))
-        + (_text(_X + 610, y + 4, _short(leaves, 22), "leaf") if leaves else "")
+        + _text(_X + 240, y + 4, _short(operators, 54))
+        + (_text(_X + 620, y + 4, _short(leaves, 22), "leaf") if leaves else "")
         + f'<rect class="saved" fill="#b45100" x="{_X + 760}" y="{y - 5}" width="{bar:.1f}" '
         'height="10"/>' + (_text(_X + 766 + bar, y + 4, units.size(size)) if size else "") + "</g>"
     )
