@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -113,6 +114,8 @@ class _Stage:
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng(devices=[], enabled=self.fake is None))
             stack.enter_context(self.fake or contextlib.nullcontext())
+            if self.fake is not None:
+                stack.enter_context(_quiet())
             yield lambda: functional_call(self.model, self.state, self.args, self.kwargs)
 
     def failed(self, error: Exception) -> ModelError:
@@ -131,6 +134,17 @@ class _Stage:
             where=where,
             hint="check their shapes and dtypes against what forward expects",
         )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch logs the traceback of an operator that refuses its shapes; we raise it anyway."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 class _Run(Calls):
