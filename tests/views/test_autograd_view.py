@@ -172,6 +172,17 @@ def test_a_whole_part_under_no_grad_is_one_cut() -> None:
     assert {name.partition(".")[0] for name, _ in view.unreached} == {"body"}
 
 
+def test_inference_mode_is_a_cut_as_well() -> None:
+    model = nn.Linear(4, 4)
+    with redline.watch(model) as watch:
+        with torch.inference_mode():
+            model(torch.zeros(1, 4))
+        loss = model(torch.zeros(1, 4)).sum()
+    view = redline.autograd_view(loss, watch)
+    assert [(kind, path) for kind, path, *_ in view.cuts] == [("no_grad", "")]
+    assert view.unreached == ()
+
+
 def test_views_and_aliases_count_once() -> None:
     x = torch.randn(100, 10)
     w = torch.randn(10, 10, requires_grad=True)

@@ -9,6 +9,7 @@ import networks  # type: ignore[import-not-found]
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import redline
@@ -93,6 +94,48 @@ def test_lenet_by_hand() -> None:
     assert view.module("3").backward_flops == 2 * view.module("3").flops
     assert conv.made == relu.made == relu.saved == 6 * 28 * 28 * 4
     assert view.saved_inputs == 28 * 28 * 4
+
+
+def test_an_input_that_requires_a_gradient_costs_its_backward() -> None:
+    model, _ = networks.lenet()
+    x = torch.zeros(1, 1, 28, 28, requires_grad=True)
+    for real in (False, True):
+        conv = redline.graph_view(model, x, real=real).module("0")
+        assert conv.backward_flops == 2 * conv.flops
+    assert x.grad is None
+
+
+def test_a_container_is_not_said_to_be_left_out() -> None:
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.ParameterList([nn.Parameter(torch.ones(4))])
+            self.parts = nn.ModuleList([nn.Linear(4, 4)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.parts[0](x) * self.scale[0]
+
+    view = redline.graph_view(Stack(), torch.zeros(1, 4))
+    assert view.module("parts").flops == view.module("parts.0").flops == 32
+    assert "not called" not in str(view)
+
+
+def test_checkpointed_parts_save_what_comes_out_of_them() -> None:
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList(
+                nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)) for _ in range(3)
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for part in self.parts:
+                x = checkpoint(part, x, use_reentrant=False)
+            return x.square()
+
+    view = redline.graph_view(Chain(), torch.zeros(10, 8))
+    assert view.modules[0].saved == 3 * 10 * 8 * 4  # what comes out of each; not what is inside
+    assert view.modules[0].backward_flops > 2 * view.modules[0].flops  # a part runs again
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")

@@ -18,6 +18,7 @@ class Module:
 
     made: bytes of new tensors that its forward makes (views share, and count once).
     saved: bytes that its forward leaves to the backward, without parameters and model inputs.
+    container: it has no forward of its own, like a ModuleList, and so is never called.
     A weight that two modules share is given to both, and to what holds both once.
     """
 
@@ -33,6 +34,7 @@ class Module:
     backward_flops: int
     made: int
     saved: int
+    container: bool = False
 
     @property
     def depth(self) -> int:
@@ -126,7 +128,7 @@ def _rows(modules: tuple[Module, ...], whole: int) -> tuple[Row, ...]:
     def row(module: Module) -> Row:
         name = module.path.rpartition(".")[2] or "model"
         inner = tuple(row(child) for child in children.get(module.path, ()))
-        called = module.calls or any(child.tone != "muted" for child in inner)
+        called = module.calls or module.container or any(child.tone != "muted" for child in inner)
         kind = module.kind if module.calls < 2 else f"{module.kind} ×{module.calls}"
         cells = _cells(module, bool(called))
         return Row(name, kind, cells, module.saved / whole, "" if called else "muted", inner)
@@ -175,7 +177,9 @@ def table(
         mine = by_path.get(path, [])
         shapes = (mine[0].inputs, mine[0].outputs) if mine else ((), ())
         kind = type(module).__name__
-        rows.append(Module(path, kind, len(mine), *shapes, *_parameters(module), *sums[path]))
+        container = type(module).forward is torch.nn.Module.forward
+        figures = (*_parameters(module), *sums[path])
+        rows.append(Module(path, kind, len(mine), *shapes, *figures, container=container))
     return tuple(rows)
 
 

@@ -53,7 +53,7 @@ def graph_view(model: torch.nn.Module, inputs: Any, *, real: bool = False) -> Gr
         (16, ('1x2 float32',))
     """
     check_module(model)
-    given = bind(model, inputs)
+    given = _with_gradients(bind(model, inputs), inputs)
     virtual = any(one.is_meta for one in [*model.parameters(), *model.buffers()])
     if virtual:
         if real:
@@ -78,6 +78,15 @@ def graph_view(model: torch.nn.Module, inputs: Any, *, real: bool = False) -> Gr
         measured=real,
         notes=notes,
     )
+
+
+def _with_gradients(given: dict[str, Any], inputs: Any) -> dict[str, Any]:
+    """bind() gives detached inputs; those that required a gradient require it again."""
+    wanted = keys(one for one in tensors(inputs) if one.requires_grad)
+    for one in tensors(given):
+        if key(one)[0] in wanted:
+            one.requires_grad_()
+    return given
 
 
 def _mode(model: torch.nn.Module) -> str:

@@ -220,6 +220,7 @@ class _Functions(TorchFunctionMode):
 
 def _parameters(given: Iterable[torch.Tensor]) -> set[int]:
     """The ids of the leaves that tensors were computed from."""
-    roots = [autograd_nodes.root_of(one) for one in given if one.requires_grad]
-    nodes = autograd_nodes.walk(roots)
-    return {id(node.variable) for node in nodes if autograd_nodes.is_leaf(node)}
+    needed = [one for one in given if one.requires_grad]
+    nodes = autograd_nodes.walk(one.grad_fn for one in needed if one.grad_fn is not None)
+    reached = {id(node.variable) for node in nodes if autograd_nodes.is_leaf(node)}
+    return reached | {id(one) for one in needed if one.grad_fn is None}
