@@ -175,11 +175,25 @@ def table(
     rows = []
     for path, module in model.named_modules():
         mine = by_path.get(path, [])
-        shapes = (mine[0].inputs, mine[0].outputs) if mine else ((), ())
-        kind = type(module).__name__
-        container = type(module).forward is torch.nn.Module.forward
-        figures = (*_parameters(module), *sums[path])
-        rows.append(Module(path, kind, len(mine), *shapes, *figures, container=container))
+        parameters, trainable, size = _parameters(module)
+        flops, backward_flops, made, saved = sums[path]
+        rows.append(
+            Module(
+                path=path,
+                kind=type(module).__name__,
+                calls=len(mine),
+                inputs=mine[0].inputs if mine else (),
+                outputs=mine[0].outputs if mine else (),
+                parameters=parameters,
+                trainable=trainable,
+                parameter_bytes=size,
+                flops=flops,
+                backward_flops=backward_flops,
+                made=made,
+                saved=saved,
+                container=type(module).forward is torch.nn.Module.forward,
+            )
+        )
     return tuple(rows)
 
 
