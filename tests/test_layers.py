@@ -28,13 +28,14 @@ ALLOWED = {
     "search": {"measure"},
     "train": {"search", "layout"},
     "report": {"measure"},
+    "views": {"capture", "report"},  # capture reads inputs, report has the units and the page
     "serve": {"runtime"},
 }
 EVERYTHING = {*ALLOWED, *TOP, "cli"}
 RULES = (
     {name: set(BASE[:place]) for place, name in enumerate(BASE)}
     | {name: {*BASE, *below} for name, below in ALLOWED.items()}
-    | {name: {*BASE, *EVERYTHING} - {"serve", "train", "cli"} for name in TOP}
+    | {name: {*BASE, *EVERYTHING} - {"serve", "train", "views", "cli"} for name in TOP}
     | {"cli": {*BASE, *EVERYTHING}, "__main__": {"cli"}, "__init__": set()}
 )
 

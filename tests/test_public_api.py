@@ -9,7 +9,8 @@ import pytest
 import redline
 
 NAMES = {
-    "__version__", "Engine", "Goal", "Report", "compare", "errors", "load", "machine", "optimize",
+    "__version__", "Engine", "Goal", "Report", "autograd_view", "compare", "errors", "grad_report",
+    "graph_view", "load", "machine", "optimize", "watch",
 }  # fmt: skip
 HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "onnxscript", "onnx_ir", "rich", "typer")
 

@@ -28,7 +28,10 @@ Written by `make docs` from the commands' help; a test compares the two.
 
 def command_names() -> list[str]:
     """Every command, in the order of `redline --help`."""
-    return [inspect.unwrap(command.callback).__name__ for command in app.registered_commands]
+    return [
+        inspect.unwrap(command.callback).__name__.replace("_", "-")
+        for command in app.registered_commands
+    ]
 
 
 def help_of(command: str) -> str:

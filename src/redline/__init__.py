@@ -16,11 +16,15 @@ _PUBLIC = {
     "Engine": "redline.drop_in",
     "Goal": "redline.search.goal",
     "Report": "redline.report.report",
+    "autograd_view": "redline.views.autograd",
     "compare": "redline.api",
     "errors": "redline.errors",
+    "grad_report": "redline.views.gradients",
+    "graph_view": "redline.views.survey",
     "load": "redline.drop_in",
     "machine": "redline.machine",
     "optimize": "redline.api",
+    "watch": "redline.views.watch",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -13,6 +13,7 @@ from redline.cli.bench import bench
 from redline.cli.demo import demo
 from redline.cli.doctor import doctor
 from redline.cli.explain import explain
+from redline.cli.graph_view import graph_view
 from redline.cli.optimize import optimize
 from redline.cli.run import run
 from redline.errors import InputError, RedlineError
@@ -61,7 +62,7 @@ def _options(
     """What comes before a command's name."""
 
 
-for command in (optimize, run, explain, bench, doctor, demo):
+for command in (optimize, run, explain, bench, graph_view, doctor, demo):
     app.command()(command)
 
 

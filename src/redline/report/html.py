@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
@@ -17,6 +15,7 @@ from redline.measure.record import Study
 from redline.report import card, chain, charts, figures, units
 from redline.report.card import Card
 from redline.report.columns import Column, allowed, detail, telling
+from redline.report.document import content_hash, template
 from redline.report.figures import Roofline, Row
 
 
@@ -57,27 +56,20 @@ def render(study: Study) -> str:
         again=_again(study),
         style=Markup(style),
         script=Markup(script) if timed else "",
-        style_hash=_hash(style),
-        script_hash=_hash(script),
+        style_hash=content_hash(style),
+        script_hash=content_hash(script),
         data=Markup(_embed(data)),
     )
 
 
 @cache
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(_asset("report.html"))
+    return template(_asset("report.html"))
 
 
 @cache
 def _asset(name: str) -> str:
     return resources.files("redline.report").joinpath("page", name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _embed(data: dict[str, Any]) -> str:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import html
 import math
-import os
-import secrets
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from redline.errors import InputError, SaveError, SchemaError
+from redline.errors import InputError, SchemaError
 from redline.measure.record import Record, Study
-from redline.report import figures
+from redline.report import document, figures
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -62,23 +56,19 @@ class Report:
 
     def _repr_html_(self) -> str:
         """A frame, so that neither the notebook's style nor the report's leaks into the other."""
-        source = html.escape(self.html())
-        return (
-            f'<iframe srcdoc="{source}" sandbox="allow-scripts" title="Redline report" '
-            'style="width:100%;height:80vh;border:1px solid #8888;border-radius:6px"></iframe>'
-        )
+        return document.frame(self.html(), "Redline report")
 
     def text(self, width: int | None = None) -> str:
         """The terminal page without colour, for a width in columns (None: this terminal's)."""
         from redline.report.terminal import Page, text
 
-        return text(Page(self.study), width or _columns())
+        return text(Page(self.study), width or document.columns())
 
     def explain(self, width: int | None = None) -> str:
         """Why the winner won, how near the machine's limit it is, and the chain to machine code."""
         from redline.report.terminal import Explanation, text
 
-        return text(Explanation(self.study), width or _columns())
+        return text(Explanation(self.study), width or document.columns())
 
     def html(self) -> str:
         """The whole report as one HTML document that asks the network for nothing."""
@@ -125,7 +115,7 @@ class Report:
         Raises:
             SaveError: the file cannot be written; what was there is untouched.
         """
-        return _write(Path(path), self.html())
+        return document.write(path, self.html())
 
     def write_json(self, path: str | Path) -> Path:
         """Write json() to a file, all of it or nothing; returns the path.
@@ -133,34 +123,7 @@ class Report:
         Raises:
             SaveError: the file cannot be written; what was there is untouched.
         """
-        return _write(Path(path), self.json())
-
-
-def _columns() -> int:
-    return max(60, min(200, shutil.get_terminal_size((100, 24)).columns))
-
-
-def _write(path: Path, text: str) -> Path:
-    path = Path(os.path.realpath(path))  # a link stays a link
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise SaveError(
-            f"the report cannot be written: {error.strerror or error}",
-            where=str(path),
-            hint="give a file in a folder that exists, that you may write to, with free space",
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    return path
+        return document.write(path, self.json())
 
 
 def _words(data: Any) -> Any:
