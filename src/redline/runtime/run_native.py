@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Sequence
-from queue import Empty, SimpleQueue
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,14 @@ from redline.errors import RunError
 from redline.runtime.settings import closed, failed, threads
 from redline.signature import Signature
 
+try:
+    from redline.runtime._native_call import Caller
+except ImportError:  # built without a C compiler
+    Caller = None  # type: ignore[assignment, misc]
+
 ABI = 1
 _ALIGN = 64
+_SHORT = 200_000  # floating-point operations: some 10 us, for which other Python threads can wait
 
 
 class NativeRunner:
@@ -31,54 +36,109 @@ class NativeRunner:
         self._library = library
         self._weights = weights  # the contexts read it as long as they live
         self._inputs = [(np.dtype(s["dtype"]), tuple(s["shape"])) for s in told["inputs"]]
-        self._outputs = [(tuple(s["shape"]), np.dtype(s["dtype"])) for s in told["outputs"]]
-        self._pointers = ctypes.c_void_p * max(1, len(self._inputs))
-        self._targets = ctypes.c_void_p * max(1, len(self._outputs))
-        self._call = library.redline_run
-        self._idle: SimpleQueue[ctypes.c_void_p] | None = SimpleQueue()
-        self._idle.put(self._context())
+        outputs = tuple((tuple(s["shape"]), np.dtype(s["dtype"])) for s in told["outputs"])
+        self._closed = False
+        if Caller is not None and _plain(self._inputs, outputs):
+            inputs = tuple((dtype.char, shape) for dtype, shape in self._inputs)
+            run = ctypes.cast(library.redline_run, ctypes.c_void_p).value or 0
+            long = sum(group["flops"] for group in told["groups"]) > _SHORT
+            self._call: Any = Caller(run, self._context, inputs, outputs, np.empty, long)
+        else:
+            self._call = SlowCaller(library.redline_run, self._context, self._inputs, outputs)
+        self._call.warm()
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        idle = self._idle
-        if idle is None:
-            raise closed(self._part)
-        arrays = [
-            self._checked(array, *spec) for array, spec in zip(inputs, self._inputs, strict=True)
-        ]
-        results = [np.empty(shape, dtype) for shape, dtype in self._outputs]
-        sources = self._pointers(*[_address(array) for array in arrays])
-        targets = self._targets(*[_address(array) for array in results])
         try:
-            context = idle.get_nowait()
-        except Empty:
-            context = self._context()
-        try:
-            status = self._call(context, sources, targets)
-        finally:
-            idle.put(context)
-        if status:
-            raise failed(self._part, OSError(f"the compiled model returned {status}"))
+            results: list[np.ndarray] | None = self._call(inputs)
+            if results is None:  # not the arrays that it was compiled for, or not contiguous
+                results = self._call(self._fitting(inputs))
+        except OSError as error:
+            raise failed(self._part, error) from error
+        if results is None:
+            raise RunError("the native part takes no arrays of this kind of memory")
         return results
 
-    def _checked(self, array: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-        if array.shape != shape or array.dtype != dtype:
-            got = f"{array.dtype}{list(array.shape)}"
-            raise failed(self._part, ValueError(f"got {got}, compiled for {dtype}{list(shape)}"))
-        return array if array.flags.c_contiguous else np.ascontiguousarray(array).reshape(shape)
+    def _fitting(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        if self._closed:
+            raise closed(self._part)
+        found = []
+        for array, (dtype, shape) in zip(inputs, self._inputs, strict=True):
+            if array.shape != shape or array.dtype != dtype:
+                got = f"{array.dtype}{list(array.shape)}"
+                told = f"got {got}, compiled for {dtype}{list(shape)}"
+                raise failed(self._part, ValueError(told))
+            found.append(np.array(array, order="C").reshape(shape))
+        return found
 
-    def _context(self) -> ctypes.c_void_p:
+    def _context(self) -> int:
         context = self._library.redline_open(self._weights.ctypes.data)
         if not context:
             raise RunError("the native part got no memory or no thread for its workspace")
-        return ctypes.c_void_p(context)
+        return int(context)
 
     def close(self) -> None:
-        idle, self._idle = self._idle, None
-        while idle is not None:
-            try:
-                self._library.redline_close(idle.get_nowait())
-            except Empty:
-                return
+        if self._closed:
+            return
+        self._closed = True
+        for context in self._call.drain():
+            self._library.redline_close(context)
+        self._call = lambda inputs: None
+
+
+class SlowCaller:
+    """What Caller does in C, by ctypes: where Redline was installed without a C compiler."""
+
+    def __init__(
+        self,
+        run: Any,
+        make: Callable[[], int],
+        inputs: Sequence[tuple[np.dtype, tuple[int, ...]]],
+        outputs: Sequence[tuple[tuple[int, ...], np.dtype]],
+    ) -> None:
+        self._run, self._make, self._inputs, self._outputs = run, make, inputs, outputs
+        self._pointers = ctypes.c_void_p * max(1, len(inputs))
+        self._targets = ctypes.c_void_p * max(1, len(outputs))
+        self._idle: list[int] = []
+
+    def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+        if len(arrays) != len(self._inputs):
+            return None
+        for array, (dtype, shape) in zip(arrays, self._inputs, strict=True):
+            if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+                return None
+        results = [np.empty(shape, dtype) for shape, dtype in self._outputs]
+        try:
+            context = self._idle.pop()  # one step, so two threads never get the same
+        except IndexError:
+            context = self._make()
+        try:
+            sources = self._pointers(*map(_address, arrays))
+            status = self._run(ctypes.c_void_p(context), sources, self._targets(*map(_address, results)))
+        finally:
+            self._idle.append(context)
+        if status:
+            raise OSError(f"the compiled model returned {status}")
+        return results
+
+    def warm(self) -> None:
+        """Make the first context now, where what fails can be told."""
+        self._idle.append(self._make())
+
+    def drain(self) -> list[int]:
+        """Take the idle contexts out."""
+        idle, self._idle = self._idle, []
+        return idle
+
+
+def _plain(inputs: Sequence[Any], outputs: Sequence[Any]) -> bool:
+    """Types that the buffer protocol has a letter for, in numbers that the C code has room for."""
+    types = [dtype for dtype, _ in inputs] + [dtype for _, dtype in outputs]
+    shapes = [shape for _, shape in inputs] + [shape for shape, _ in outputs]
+    return (
+        all(dtype.isbuiltin == 1 for dtype in types)
+        and all(len(shape) <= 16 for shape in shapes)
+        and max(len(inputs), len(outputs)) <= 64
+    )
 
 
 def _address(array: np.ndarray) -> int:
@@ -103,6 +163,7 @@ def open_part(part: Part, store: Store, signature: Signature) -> NativeRunner:
         library.redline_open.restype = ctypes.c_void_p
         library.redline_open.argtypes = [ctypes.c_void_p]
         library.redline_close.argtypes = [ctypes.c_void_p]
+        library.redline_close.restype = None
         told = json.loads(library.redline_describe())
     except (OSError, AttributeError, ValueError) as error:
         raise RunError(f"the native part cannot be loaded: {str(error)[:300]}") from error
