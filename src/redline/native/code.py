@@ -10,7 +10,7 @@ import numpy as np
 from redline.native.ir import Acc, Expr, Load, Program, Value, contiguous
 from redline.native.isa import Isa
 from redline.native.operators.elementwise import literal
-from redline.native.plan import Plan
+from redline.native.plan import Plan, plane
 
 CTYPES = {
     "float32": "float", "float64": "double", "int64": "int64_t", "int32": "int32_t",
@@ -87,11 +87,10 @@ class Code:
     def geometry(self, value: Value) -> tuple[int, int, int, int, int]:
         """Strides (n, channel block, h, w, lane) of an NCHWc value."""
         assert value.layout is not None
-        _, c, h, w = value.shape
-        top, left, bottom, right = value.layout.halo
-        row = (w + left + right) * self.lanes
-        plane = (h + top + bottom) * row
-        return (-(-c // self.lanes) * plane, plane, row, self.lanes, 1)
+        _, c, _, w = value.shape
+        row = (w + value.layout.halo[1] + value.layout.halo[3]) * self.lanes
+        block = plane(value, self.lanes)
+        return (-(-c // self.lanes) * block, block, row, self.lanes, 1)
 
     def first(self, value: Value) -> int:
         """Elements before the first pixel."""

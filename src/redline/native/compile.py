@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir
 
 from redline import knobs
-from redline.native import toolchain
+from redline.native import expand, toolchain
 from redline.native.emit import Sources, emit
 from redline.native.fuse import fuse
 from redline.native.ir import Program
@@ -44,6 +44,7 @@ def compile_graph(
     program = fuse(read(model))
     if winograd:
         program = choose(program, isa.lanes)
+    program = expand.choose(program, isa.lanes)
     program = Layouts(program, isa.lanes).run()
     sources = emit(program, isa, threads)
     dump = knobs.text("REDLINE_DUMP")

@@ -10,7 +10,7 @@ import numpy as np
 
 from redline.native import emit_anchors as anchors
 from redline.native import emit_loops as loops
-from redline.native import emit_rnn, winograd
+from redline.native import emit_rnn, expand, winograd
 from redline.native.code import Code
 from redline.native.ir import Node, Program, Value
 from redline.native.isa import Isa
@@ -27,6 +27,7 @@ _EMIT: dict[str, Callable[[Code, Node], str]] = {
     "depthwise": anchors.depthwise,
     "pool": anchors.pool,
     "winograd": winograd.emit,
+    "expand": expand.emit,
     "lstm": emit_rnn.lstm,
 }
 _UNIT = 12  # groups in a file, so that two compilers share the work
@@ -73,6 +74,8 @@ def _scratch(code: Code, node: Node) -> int:
         return anchors.gemm_scratch(code, node)
     if node.kind == "winograd":
         return winograd.scratch(code, node)
+    if node.kind == "expand":
+        return expand.scratch(code, node)
     return 0 if node.kind in _EMIT else loops.row_scratch(node, code.threads)
 
 

@@ -26,7 +26,7 @@ def balanced(total: int, most: int) -> tuple[int, int, int]:
     return size, total - (size - 1) * count, size * count - total
 
 
-def _tile(c: Code, rows: int, columns: int) -> tuple[int, int]:
+def tile(c: Code, rows: int, columns: int) -> tuple[int, int]:
     """(rows, vectors): as many sums as registers hold, at least two vectors wide."""
     vectors = -(-columns // c.lanes)
     wide = 2
@@ -67,7 +67,7 @@ def gemm(c: Code, node: Node) -> str:
     """By constant weights: panels of them are shared out among the threads."""
     a = node.attrs
     m, n, k = a["m"], a["n"], a["k"]
-    rows, wide = _tile(c, m, n)
+    rows, wide = tile(c, m, n)
     size, many, rest = balanced(m, rows)
     panel = wide * c.lanes
     panels = -(-n // panel)
@@ -114,7 +114,7 @@ def gemm_scratch(c: Code, node: Node) -> int:
 def matmul_scratch(c: Code, node: Node) -> int:
     """Bytes of packed B, one batch entry per thread."""
     a = node.attrs
-    _, wide = _tile(c, a["m"], a["n"])
+    _, wide = tile(c, a["m"], a["n"])
     panel = wide * c.lanes
     return int(-(-a["n"] // panel) * panel * a["k"] * 4 * c.threads)
 
@@ -125,7 +125,7 @@ def matmul(c: Code, node: Node) -> str:
     m, n, k = a["m"], a["n"], a["k"]
     x, b = node.ins
     batch = node.out.shape[:-2]
-    rows, wide = _tile(c, m, n)
+    rows, wide = tile(c, m, n)
     size, many, rest = balanced(m, rows)
     panel = wide * c.lanes
     panels = -(-n // panel)
@@ -159,17 +159,17 @@ def conv(c: Code, node: Node) -> str:
     a, out = node.attrs, node.out
     planar, lanes, groups = a.get("planar", False), c.lanes, a["groups"]
     weights: np.ndarray = a["weights"]
-    oc, _, kh, kw = weights.shape
+    oc, ic, kh, kw = weights.shape
     n, _, oh, ow = out.shape
     ocg = oc // groups
     blocks = -(-ocg // lanes)
     flat = not planar and kh == kw == 1 and a["strides"] == (1, 1) and _no_halo(node)
     if flat:
         oh, ow = 1, oh * ow
-    pixels, wide = _tile(c, ow, blocks * lanes)
+    pixels, wide = tile(c, ow, blocks * lanes)
     size, many, rest = balanced(ow, pixels)
     full, left = divmod(blocks, wide)
-    at, step = _pack_conv(c, weights, groups, wide, planar)
+    at, step = pack_conv(c, weights, groups, wide, planar)
     sh, sw = a["strides"]
     taps, origin, group, row, pixel = _conv_input(c, node)
     yn, yb, yh, yw, _ = c.geometry(out)
@@ -178,6 +178,10 @@ def conv(c: Code, node: Node) -> str:
     panels = full + (1 if left else 0)
     work = node.flops // 2
     split = c.threads if work >= SMALL else 1
+    steps = 1
+    for count in (kh if planar else kh * kw, ic if planar else -(-ic // lanes)):
+        steps *= count
+    lines_ahead = _ahead(depth(weights, planar, lanes) * wide * lanes * 4, steps, units)
     by_rows = groups == 1 and (panels < 2 * split and panels % split != 0) and units >= split
     lines = [
         f"if (t >= {split}) return;",
@@ -195,26 +199,41 @@ def conv(c: Code, node: Node) -> str:
         lines.append("for (long q = panels.first; q < panels.last; ++q) {")
     lines += [
         f"const long g = q / {panels}, p = q % {panels}, ob = g * {blocks} + p * {wide};",
-        f"const float* const wp = w + g * {step} + p * {wide * lanes * _depth(weights, planar, lanes)};",
-        "for (long u = units.first; u < units.last; ++u) {",
+        f"const float* const wp = w + g * {step} + p * {wide * lanes * depth(weights, planar, lanes)};",
+        f"const char* next = (const char*)(wp + {wide * lanes * depth(weights, planar, lanes)});",
+        f"for (long u = units.first; u < units.last; ++u, next += {64 * lines_ahead * steps}) {{",
         f"const long h = u / {tiles}, i = u % {tiles};",
         f"const long v = i < {many} ? i * {size} : {many * size} + (i - {many}) * {size - 1};",
         f"const float* from = x + g * {group} + h * {sh * row} + v * {sw * pixel};",
         f"float* to = y + ob * {yb} + h * {yh} + v * {yw};",
     ]
-    lines += _conv_calls(size, many, rest, _widths(wide, full, left), sw * pixel, yb)
+    lines += _conv_calls(size, many, rest, widths(wide, full, left), sw * pixel, yb, lines_ahead)
     return "\n".join([*lines, "}\n}\n}\n"])
 
 
+def _ahead(panel: int, steps: int, tiles: int) -> int:
+    """Lines to fetch at each step, so that a panel's tiles fetch the next panel between them.
+
+    With many tiles a panel's first use costs little beside the others.
+    """
+    return min(8, -(-panel // (64 * steps * tiles))) if tiles <= 32 else 0
+
+
 def _conv_calls(
-    size: int, many: int, rest: int, widths: list[tuple[int, str]], pixel: int, block: int
+    size: int,
+    many: int,
+    rest: int,
+    widths: list[tuple[int, str]],
+    pixel: int,
+    block: int,
+    ahead: int,
 ) -> list[str]:
     """The kernel's calls: full and narrow panels, by tiles of `size` and of one pixel less."""
     lines = []
     for width, condition in widths:
         first, second = (
-            f"rl::conv_tile<{pixels}, {width}>"
-            f"(from, {pixel}, wp, taps, to, {block}, ob, h, v, epilogue)"
+            f"rl::conv_tile<{pixels}, {width}, {ahead}>"
+            f"(from, {pixel}, wp, taps, to, {block}, ob, h, v, next, epilogue)"
             for pixels in (size, size - 1)
         )
         text = f"if (i < {many}) {first}; else {second};" if rest else f"{first};"
@@ -238,7 +257,8 @@ def _conv_input(c: Code, node: Node) -> tuple[str, str, int, int, int]:
     return taps, f"{c.pointer(x)} - {pad} + b * {sn}", blocks * sc, row, pixel
 
 
-def _widths(wide: int, full: int, left: int) -> list[tuple[int, str]]:
+def widths(wide: int, full: int, left: int) -> list[tuple[int, str]]:
+    """Blocks of a panel, and the C++ that says which panels have so many."""
     if not left:
         return [(wide, "")]
     if not full:
@@ -246,13 +266,13 @@ def _widths(wide: int, full: int, left: int) -> list[tuple[int, str]]:
     return [(wide, f"if (p < {full}) "), (left, "else ")]
 
 
-def _depth(weights: np.ndarray, planar: bool, lanes: int) -> int:
+def depth(weights: np.ndarray, planar: bool, lanes: int) -> int:
     """Taps of one output channel, filled up as they are packed."""
     _, ic, kh, kw = weights.shape
     return int((ic if planar else -(-ic // lanes) * min(lanes, ic)) * kh * kw)
 
 
-def _pack_conv(
+def pack_conv(
     c: Code, weights: np.ndarray, groups: int, wide: int, planar: bool
 ) -> tuple[int, int]:
     """[groups][panels][taps][wide * lanes], the last panel narrower; floats per group."""
@@ -293,32 +313,14 @@ def _no_halo(node: Node) -> bool:
 def depthwise(c: Code, node: Node) -> str:
     """One filter a channel: no sums over channels, so a lane is a channel throughout."""
     a, x, out = node.attrs, node.ins[0], node.out
-    weights: np.ndarray = a["weights"]
-    channels, _, kh, kw = weights.shape
-    lanes = c.lanes
-    blocks = -(-channels // lanes)
-    packed = np.zeros((blocks * lanes, kh * kw), np.float32)
-    packed[:channels] = weights.reshape(channels, -1)
-    packed = packed.reshape(blocks, lanes, kh * kw).transpose(0, 2, 1)
-    at = c.weights.add(packed, weights, f"depthwise{lanes}")
-    n, _, oh, ow = out.shape
-    size, many, rest = balanced(ow, min(14, c.isa.accumulators))
+    kh = a["weights"].shape[2]
+    at, blocks = pack_depthwise(c, a["weights"])
+    n, _, oh, _ = out.shape
     sn, sc, row, pixel, _ = c.geometry(x)
-    yn, yb, yh, yw, _ = c.geometry(out)
-    sh, sw = a["strides"]
-    dh, dw = a["dilations"]
+    yn, yb, yh, _, _ = c.geometry(out)
     pad = a["pads"][0] * row + a["pads"][1] * pixel
     split = c.threads if node.flops // 2 >= SMALL // 4 else 1
-    call = (
-        f"rl::depthwise_tile<{{0}}>(x + q * {sc} + h * {sh * row} + v * {sw * pixel}, {dh * row}, "
-        f"{dw * pixel}, {sw * pixel}, w + q * {kh * kw * lanes}, {kh}, {kw}, "
-        f"y + q * {yb} + h * {yh} + v * {yw}, q, h, v, epilogue)"
-    )
-    tail = (
-        f"for (long i = 0; i < {rest}; ++i, v += {size - 1}) {call.format(size - 1)};"
-        if rest and size > 1
-        else ""
-    )
+    step = a["dilations"][0] * row
     return (
         f"if (t >= {split}) return;\n"
         f"const float* const w = (const float*)(c.weights + {at});\n"
@@ -328,9 +330,37 @@ def depthwise(c: Code, node: Node) -> str:
         f"float* y = {c.pointer(out, write=True)} + b * {yn};\n"
         f"const auto epilogue = {lambda_epilogue(c, node, 'long ob, long h, long v')};\n"
         f"for (long u = part.first; u < part.last; ++u) {{\n"
-        f"const long q = u / {oh}, h = u % {oh}; long v = 0;\n"
-        f"for (long i = 0; i < {many}; ++i, v += {size}) {call.format(size)};\n{tail}\n}}\n}}\n"
+        f"const long q = u / {oh}, h = u % {oh};\n"
+        f"const float* lines[{kh}];\n"
+        f"for (long i = 0; i < {kh}; ++i) lines[i] = x + q * {sc} + h * {a['strides'][0] * row} + i * {step};\n"
+        f"float* to = y + q * {yb} + h * {yh};\n{depthwise_line(c, node, 'q', 'lines', '0')}}}\n}}\n"
     )
+
+
+def pack_depthwise(c: Code, weights: np.ndarray) -> tuple[int, int]:
+    """[blocks][taps][lanes]: where they are, how many blocks."""
+    channels, lanes = weights.shape[0], c.lanes
+    blocks = -(-channels // lanes)
+    packed = np.zeros((blocks * lanes, weights[0].size), np.float32)
+    packed[:channels] = weights.reshape(channels, -1)
+    packed = packed.reshape(blocks, lanes, -1).transpose(0, 2, 1)
+    return c.weights.add(packed, weights, f"depthwise{lanes}"), blocks
+
+
+def depthwise_line(c: Code, node: Node, block: str, lines: str, start: str) -> str:
+    """One row of a depthwise output, at `to`: block `block` from `lines`, whose pixels begin at `start`."""
+    a, lanes = node.attrs, c.lanes
+    _, _, kh, kw = a["weights"].shape
+    size, many, rest = balanced(node.out.shape[3], min(14, c.isa.accumulators))
+    step = a["strides"][1] * lanes
+    call = (
+        f"rl::depthwise_tile<{{0}}>({lines}, {start} + v * {step}, {a['dilations'][1] * lanes}, {step}, "
+        f"w + {block} * {kh * kw * lanes}, {kh}, {kw}, to + v * {lanes}, {block}, h, v, epilogue)"
+    )
+    text = f"long v = 0;\nfor (long i = 0; i < {many}; ++i, v += {size}) {call.format(size)};\n"
+    if rest and size > 1:
+        text += f"for (long i = 0; i < {rest}; ++i, v += {size - 1}) {call.format(size - 1)};\n"
+    return text
 
 
 def pool(c: Code, node: Node) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from redline.native.ir import Blocked, Expr, Load, Node, Program, Value, leaves, replace, view
 
-_WINDOWS = ("conv", "winograd", "depthwise", "pool")
+_WINDOWS = ("conv", "winograd", "depthwise", "expand", "pool")
 
 
 class Layouts:

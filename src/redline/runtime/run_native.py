@@ -113,7 +113,9 @@ class SlowCaller:
             context = self._make()
         try:
             sources = self._pointers(*map(_address, arrays))
-            status = self._run(ctypes.c_void_p(context), sources, self._targets(*map(_address, results)))
+            status = self._run(
+                ctypes.c_void_p(context), sources, self._targets(*map(_address, results))
+            )
         finally:
             self._idle.append(context)
         if status:

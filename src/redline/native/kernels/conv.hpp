@@ -10,14 +10,16 @@ struct Taps {
     long blocks, block, rows, row, columns, column, run;
 };
 
-// P pixels by B blocks of output channels.
-template <int P, int B, class E>
+// P pixels by B blocks of output channels. Meanwhile `next`, a slice of the panel after this one,
+// is fetched from memory: L lines at each step.
+template <int P, int B, int L, class E>
 RL_INLINE void conv_tile(const float* x, long pixel, const float* w, const Taps& t, float* y,
-                         long block, long ob, long h, long v, const E& epilogue) {
+                         long block, long ob, long h, long v, const char* next, const E& epilogue) {
     vf acc[P][B] = {};
     for (long c = 0; c < t.blocks; ++c)
         for (long i = 0; i < t.rows; ++i)
             for (long j = 0; j < t.columns; ++j) {
+                RL_UNROLL for (int l = 0; l < L; ++l, next += 64) __builtin_prefetch(next, 0, 2);
                 multiply<P, B>(acc, x + c * t.block + i * t.row + j * t.column, pixel, w, t.run);
                 w += t.run * B * W;
             }
@@ -27,16 +29,17 @@ RL_INLINE void conv_tile(const float* x, long pixel, const float* w, const Taps&
     }
 }
 
-// A depthwise tile: P pixels of one block of channels; weights [kernel rows][columns][W].
+// A depthwise tile: P pixels of one block of channels. lines[i] + at is the first pixel under row i
+// of the kernel; weights [kernel rows][columns][W].
 template <int P, class E>
-RL_INLINE void depthwise_tile(const float* x, long row, long column, long pixel, const float* w,
-                              int rows, int columns, float* y, long ob, long h, long v,
-                              const E& epilogue) {
+RL_INLINE void depthwise_tile(const float* const* lines, long at, long column, long pixel,
+                              const float* w, int rows, int columns, float* y, long ob, long h,
+                              long v, const E& epilogue) {
     vf acc[P] = {};
     for (int i = 0; i < rows; ++i)
         for (int j = 0; j < columns; ++j) {
             const vf k = load(w + (i * columns + j) * W);
-            const float* from = x + i * row + j * column;
+            const float* from = lines[i] + at + j * column;
             RL_UNROLL for (int p = 0; p < P; ++p) acc[p] += load(from + p * pixel) * k;
         }
     RL_UNROLL for (int p = 0; p < P; ++p) store(y + p * W, epilogue(acc[p], ob, h, v + p));

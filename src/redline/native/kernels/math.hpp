@@ -11,19 +11,34 @@ template <class V, class... C> RL_INLINE V horner(V x, float c, C... rest) {
     return c + x * horner(x, rest...);
 }
 
-// exp(x) = 2^n exp(r), |r| <= ln(2)/2 (Cody and Waite's split of ln 2). Scaled in two steps, so
-// that results below the normal range are right too.
-template <class V> RL_INLINE V exp(V x) {
-    typedef typename lanes_of<V>::integer I;
-    const V clipped = minimum(maximum(x, fill<V>(-104.f)), fill<V>(89.f));
-    const V shifted = clipped * 1.44269504f + 12582912.f;  // 1.5 * 2^23 rounds to whole numbers
+// exp(x) = 2^n exp(r), |r| <= ln(2)/2 (Cody and Waite's split of ln 2).
+template <class V> struct Exponent {
+    typename lanes_of<V>::integer n;
+    V p;  // exp(r)
+};
+template <bool EXACT, class V> RL_INLINE Exponent<V> split_exp(V x) {
+    const V shifted = x * 1.44269504f + 12582912.f;  // 1.5 * 2^23 rounds to whole numbers
     const V n = shifted - 12582912.f;
-    const V r = (clipped - n * 0.693145752f) - n * 1.42860677e-6f;
-    const V p = 1.f + (r + r * r * horner(r, 5.000000068e-01f, 1.666666587e-01f, 4.166629452e-02f,
-                                          8.333497229e-03f, 1.394469117e-03f, 1.979033187e-04f));
-    const I whole = to_int(select(n == n, n, fill<V>(0.f)));
-    const I half = whole >> 1;
-    return p * from_bits((half + 127) << 23) * from_bits((whole - half + 127) << 23);
+    const V r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
+    V p;
+    if constexpr (EXACT)
+        p = 1.f + (r + r * r * horner(r, 5.000000000e-01f, 1.666651964e-01f, 4.166620597e-02f,
+                                      8.368882351e-03f, 1.395047875e-03f));
+    else
+        p = horner(r, 1.f, 1.f, 4.999914765e-01f, 1.666645706e-01f, 4.189827666e-02f,
+                   8.374639787e-03f);
+    return {bits(shifted), p};  // the lowest bits of a number of that size are n itself
+}
+// Scaled in two steps, so that results below the normal range are right too.
+template <class V> RL_INLINE V exp(V x) {
+    const auto e = split_exp<true>(at_most(at_least(x, -104.f), 89.f));
+    const auto n = e.n - 0x4b400000, half = n >> 1;
+    return e.p * from_bits((half + 127) << 23) * from_bits((n - half + 127) << 23);
+}
+// exp(x) to 2e-7 in [-87, 88] and its end values beyond: for sums with 1.
+template <class V> RL_INLINE V exp_bounded(V x) {
+    const auto e = split_exp<false>(at_most(at_least(x, -87.f), 88.f));
+    return e.p * from_bits((e.n << 23) + 0x3f800000);
 }
 
 // log(x) = e ln 2 + log(1 + r), with 1 + r in [sqrt(1/2), sqrt(2)).
@@ -42,34 +57,33 @@ template <class V> RL_INLINE V log(V x) {
 }
 
 template <class V> RL_INLINE V abs(V x) { return select(x < 0.f, -x, select(x == 0.f, fill<V>(0.f), x)); }
-template <class V> RL_INLINE V sigmoid(V x) { return 1.f / (1.f + exp(-x)); }
+template <class V> RL_INLINE V sigmoid(V x) { return reciprocal(1.f + exp_bounded(-x)); }
 
+// x P(x^2) / Q(x^2); from 9 on tanh is 1.
 template <class V> RL_INLINE V tanh(V x) {
-    const V u = x * x;
-    const V near = x * horner(u, 9.999999958e-01f, -3.333325545e-01f, 1.333099678e-01f,
-                              -5.370983193e-02f, 2.055280344e-02f, -5.615586745e-03f);
-    const V a = abs(x);
-    const V far = 1.f - 2.f / (exp(a + a) + 1.f);
-    return select(u < 0.39f, near, select(x < 0.f, -far, far));
+    const V t = at_most(at_least(x, -9.f), 9.f), u = t * t;
+    return t * horner(u, 1.000000000e+00f, 1.308401525e-01f, 3.103962634e-03f, 1.115437226e-05f,
+                      -2.022546575e-08f, 5.278054035e-11f, -8.488958099e-14f) *
+           reciprocal(horner(u, 1.f, 4.641734362e-01f, 2.449520491e-02f, 2.546154428e-04f));
 }
 
-// Near 0 an odd polynomial; beyond 0.92, 1 - exp(P(|x|)) with P fitted to log(erfc(x)).
+// x P(x^2) / Q(x^2); from 3.9 on erf is 1 but for 4e-8.
 template <class V> RL_INLINE V erf(V x) {
-    const V a = minimum(abs(x), fill<V>(4.f)), u = x * x;
-    const V near = x * horner(u, 1.128379167e+00f, -3.761263418e-01f, 1.128370155e-01f,
-                              -2.685969812e-02f, 5.201705613e-03f, -8.149685528e-04f,
-                              8.397279930e-05f);
-    const V far = 1.f - exp(horner(a, 1.604027977e-04f, -1.129434103e+00f, -6.335434940e-01f,
-                                   -1.080119159e-01f, 2.489517480e-02f, -4.053429730e-03f,
-                                   3.966847424e-04f, -1.430733928e-05f, -5.221901585e-07f));
-    return select(u < 0.8464f, near, select(x < 0.f, -far, far));
+    const V t = at_most(at_least(x, -3.9f), 3.9f), u = t * t;
+    return t * horner(u, 1.128379226e+00f, 1.846901178e-01f, 5.426071957e-02f, 3.829875495e-03f,
+                      3.796571109e-04f, 4.698571047e-06f, -1.323324206e-08f) *
+           reciprocal(horner(u, 1.f, 4.970108867e-01f, 1.137567163e-01f, 1.542338077e-02f,
+                             1.303570229e-03f, 6.323862181e-05f));
 }
 
-template <class V> RL_INLINE V relu(V x) { return maximum(x, fill<V>(0.f)); }
+template <class V> RL_INLINE V relu(V x) { return at_least(x, 0.f); }
 template <class V> RL_INLINE V clip(V x, float low, float high) {
-    return minimum(maximum(x, fill<V>(low)), fill<V>(high));
+    return at_most(at_least(x, low), high);
 }
-template <class V> RL_INLINE V silu(V x) { return x / (1.f + exp(-x)); }
+template <class V> RL_INLINE V silu(V x) {
+    const V t = at_least(x, -88.f);  // below, the product is 0 but for 5e-37
+    return t * sigmoid(t);
+}
 template <class V> RL_INLINE V hard_sigmoid(V x, float alpha, float beta) {
     return clip(x * alpha + beta, 0.f, 1.f);
 }

@@ -6,6 +6,9 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
 
 #ifndef RL_VECTOR_BYTES
 #define RL_VECTOR_BYTES 16
@@ -66,6 +69,44 @@ RL_INLINE vi to_int(vf x) { return __builtin_convertvector(x, vi); }
 RL_INLINE vf to_float(vi x) { return __builtin_convertvector(x, vf); }
 RL_INLINE int32_t to_int(float x) { return (int32_t)x; }
 RL_INLINE float to_float(int32_t x) { return (float)x; }
+
+// x held to a bound that is no NaN; a NaN stays one. The processor's own instructions return their
+// second operand where one is NaN.
+RL_INLINE float at_least(float x, float low) { return x < low ? low : x; }
+RL_INLINE float at_most(float x, float high) { return x > high ? high : x; }
+RL_INLINE vf at_least(vf x, float low) {
+#if RL_VECTOR_BYTES == 64 && defined(__AVX512F__)
+    return (vf)_mm512_max_ps((__m512)set(low), (__m512)x);
+#elif RL_VECTOR_BYTES == 32 && defined(__AVX__)
+    return (vf)_mm256_max_ps((__m256)set(low), (__m256)x);
+#else
+    return select(x < low, set(low), x);
+#endif
+}
+RL_INLINE vf at_most(vf x, float high) {
+#if RL_VECTOR_BYTES == 64 && defined(__AVX512F__)
+    return (vf)_mm512_min_ps((__m512)set(high), (__m512)x);
+#elif RL_VECTOR_BYTES == 32 && defined(__AVX__)
+    return (vf)_mm256_min_ps((__m256)set(high), (__m256)x);
+#else
+    return select(x > high, set(high), x);
+#endif
+}
+
+// 1 / x for 2^-100 < |x| < 2^100, to two units in the last place: an estimate, and one of Newton's
+// steps, where a division would hold the unit for ten cycles.
+RL_INLINE float reciprocal(float x) { return 1.f / x; }
+RL_INLINE vf reciprocal(vf x) {
+#if RL_VECTOR_BYTES == 64 && defined(__AVX512F__)
+    const vf y = (vf)_mm512_rcp14_ps((__m512)x);
+    return y + y * (1.f - x * y);
+#elif RL_VECTOR_BYTES == 32 && defined(__AVX__)
+    const vf y = (vf)_mm256_rcp_ps((__m256)x);
+    return y + y * (1.f - x * y);
+#else
+    return 1.f / x;
+#endif
+}
 
 // A NaN in either operand gives NaN, as in NumPy and ONNX.
 template <class V> RL_INLINE V maximum(V a, V b) { return select((a > b) | (a != a), a, b); }
