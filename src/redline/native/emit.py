@@ -11,6 +11,7 @@ import numpy as np
 from redline.native import emit_anchors as anchors
 from redline.native import emit_loops as loops
 from redline.native import emit_rnn, expand, winograd
+from redline.native import emit_windows as windows
 from redline.native.code import Code
 from redline.native.ir import Node, Program, Value
 from redline.native.isa import Isa
@@ -24,8 +25,8 @@ _EMIT: dict[str, Callable[[Code, Node], str]] = {
     "gemm": anchors.gemm,
     "matmul": anchors.matmul,
     "conv": anchors.conv,
-    "depthwise": anchors.depthwise,
-    "pool": anchors.pool,
+    "depthwise": windows.depthwise,
+    "pool": windows.pool,
     "winograd": winograd.emit,
     "expand": expand.emit,
     "lstm": emit_rnn.lstm,

@@ -11,13 +11,12 @@ from redline.native.code import SMALL, Code
 from redline.native.emit_anchors import (
     balanced,
     depth,
-    depthwise_line,
     lambda_epilogue,
     pack_conv,
-    pack_depthwise,
     tile,
     widths,
 )
+from redline.native.emit_windows import depthwise_line, pack_depthwise
 from redline.native.ir import Blocked, Node, Program, leaves
 
 _PAYS = 14  # rows of the widened image: below, it fits the cache anyway
