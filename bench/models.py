@@ -130,6 +130,7 @@ ZOO: dict[str, tuple[str, Callable[[], Model]]] = {
     "lstm": ("LSTM 64→128, 2 layers, T=64", lstm),
     "resnet18": ("ResNet-18", resnet18),
     "resnet50": ("ResNet-50", resnet50),
+    "vgg16": ("VGG-16", vgg16),
     "mobilenetv3": ("MobileNetV3-L", mobilenetv3),
     "efficientnet": ("EfficientNet-B0", efficientnet),
     "vit": ("ViT-S/16", vit),
