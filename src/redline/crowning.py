@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
+
 from redline import backends
 from redline.backends.base import LocalBackend
 from redline.contest import Outcome
@@ -18,7 +20,7 @@ from redline.engine.manifest import Check, Part
 from redline.engine.store import FolderStore
 from redline.errors import RedlineError, SelfTestError
 from redline.measure import accuracy
-from redline.measure.record import Record
+from redline.measure.record import Group, Record
 from redline.runtime.runner import Runner, open_part
 from redline.runtime.session import Session
 from redline.search.choose import choose, compare_rounds, explain_losses
@@ -46,6 +48,7 @@ def crown(
             session = _open_here(bench, field[place], package)
             _confirm(bench, session, best.record)
             record = _judge(best.record, session, evaluate, wanted, goal)
+            record = _with_groups(record, session, bench)
         except RedlineError as error:
             failed = replace(
                 best.record, outcome="wrong result", reason=error.what, hint=error.hint
@@ -151,6 +154,15 @@ def _judge(
             f"accuracy {score:.4f} against {wanted:.4f}: more than max_drop {goal.max_drop}"
         )
     return replace(record, accuracy=score)
+
+
+def _with_groups(record: Record, session: Session, bench: Bench) -> Record:
+    """The groups of a compiled engine and their times, for who wants it explained."""
+    profile = getattr(session.runner, "profile", None)
+    if profile is None:
+        return record
+    groups = msgspec.convert(profile(list(bench.cases[0].inputs)), tuple[Group, ...])
+    return replace(record, groups=groups, missed=tuple(getattr(session.runner, "missed", ())))
 
 
 def _finish_records(outcomes: Sequence[Outcome], winner: Outcome, goal: Goal) -> list[Record]:

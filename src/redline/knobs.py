@@ -36,7 +36,7 @@ KNOBS = {
         Knob("REDLINE_QUIET", "1", "0 races at once, even while other processes use the cores"),
         Knob("REDLINE_PROGRESS", "auto", "progress on stderr: auto (on a terminal), 1 or 0"),
         Knob("REDLINE_DUMP", "", "folder that gets the C++ of every native build"),
-        Knob("REDLINE_DEBUG", "0", "1 shows the traceback of an error on the command line"),
+        Knob("REDLINE_DEBUG", "0", "1 shows tracebacks; 2 to 5 what the native compiler does"),
     )
 }
 

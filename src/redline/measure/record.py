@@ -33,6 +33,24 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class Group:
+    """One group of operators that a compiled engine runs as one piece of code.
+
+    Attributes:
+        name: the operators' names in the graph, joined by "+".
+        kernel: the code that runs it, e.g. "conv_tile<14, 2>".
+        flops, bytes: its arithmetic, and the least memory it reads and writes.
+        seconds: median over calls; None where it was not measured.
+    """
+
+    name: str
+    kernel: str
+    flops: float = 0.0
+    bytes: float = 0.0
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
 class Record:
     """One row of the report.
 
@@ -52,6 +70,7 @@ class Record:
         winner: it was chosen.
         packaged: it can be stored in an engine file.
         from_cache: its numbers come from the timing cache.
+        groups: what a compiled engine runs, in order; missed: fusions it refused, and why.
     """
 
     id: str
@@ -75,6 +94,8 @@ class Record:
     winner: bool = False
     packaged: bool = True
     from_cache: bool = False
+    groups: tuple[Group, ...] = ()
+    missed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

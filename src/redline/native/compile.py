@@ -7,8 +7,8 @@ from pathlib import Path
 
 import onnx_ir
 
-from redline import knobs
 from redline.native import expand, toolchain
+from redline.native.debug import Trace
 from redline.native.emit import Sources, emit
 from redline.native.fuse import fuse
 from redline.native.ir import Program
@@ -32,7 +32,7 @@ def compile_graph(
     """Write "model.so" and "weights.bin" into `folder`.
 
     `winograd` allows Winograd's F(4x4, 3x3) where it pays. REDLINE_DUMP names a folder that gets
-    the C++ as well.
+    the C++ as well, REDLINE_DEBUG=2 to 5 tells what each pass did.
 
     Raises:
         RefusedError: an operator or shape that the compiler has no kernel for.
@@ -41,18 +41,24 @@ def compile_graph(
     Example:
         >>> compile_graph(onnx_ir.load("net.onnx"), isa.get("avx2"), 2, Path("out"))
     """
-    program = fuse(read(model))
+    trace = Trace()
+    program = read(model)
+    trace.done("read", program)
+    program = fuse(program)
+    trace.done("fuse", program)
     if winograd:
         program = choose(program, isa.lanes)
+        trace.done("winograd", program)
     program = expand.choose(program, isa.lanes)
+    trace.done("expand", program)
     program = Layouts(program, isa.lanes).run()
+    trace.done("layout", program)
     sources = emit(program, isa, threads)
-    dump = knobs.text("REDLINE_DUMP")
-    if dump:
-        place = Path(dump)
-        place.mkdir(parents=True, exist_ok=True)
-        for name, text in sources.files.items():
-            (place / name).write_text(text, encoding="utf-8")
+    trace.planned(sources.plan)
+    trace.sources(sources.files)
+    if trace.level >= 5 and trace.folder:
+        toolchain.assemble(sources.files, isa, trace.folder)
     toolchain.build(sources.files, isa, folder / "model.so")
+    trace.say(2, f"build: {folder / 'model.so'}")
     (folder / "weights.bin").write_bytes(sources.weights)
     return Compiled(program, sources)

@@ -15,7 +15,7 @@ from redline.native import emit_windows as windows
 from redline.native.code import Code
 from redline.native.ir import Node, Program, Value
 from redline.native.isa import Isa
-from redline.native.plan import Plan, plan
+from redline.native.plan import Plan, floats, plan
 
 _EMIT: dict[str, Callable[[Code, Node], str]] = {
     "loop": loops.loop,
@@ -41,6 +41,7 @@ class Sources:
     files: dict[str, str]
     weights: bytes
     groups: tuple[dict[str, object], ...]
+    plan: Plan
 
 
 def emit(program: Program, isa: Isa, threads: int) -> Sources:
@@ -56,13 +57,13 @@ def emit(program: Program, isa: Isa, threads: int) -> Sources:
         _EMIT.get(node.kind, loops.rows)(code, node) if node.out.size else "if (t) return;\n"
         for node in program.nodes
     ]
-    groups = tuple(_group(node) for node in program.nodes)
+    groups = tuple(_group(code, node) for node in program.nodes)
     files = {}
     for start in range(0, len(bodies), _UNIT):
         part = range(start, min(start + _UNIT, len(bodies)))
         files[f"groups{start // _UNIT}.cpp"] = _unit(program, bodies, part)
     files["program.cpp"] = _main(code, program, bodies, groups, isa)
-    return Sources(files, code.weights.to_bytes(), groups)
+    return Sources(files, code.weights.to_bytes(), groups, code.plan)
 
 
 def _scratch(code: Code, node: Node) -> int:
@@ -80,8 +81,20 @@ def _scratch(code: Code, node: Node) -> int:
     return 0 if node.kind in _EMIT else loops.row_scratch(node, code.threads)
 
 
-def _group(node: Node) -> dict[str, object]:
-    return {"name": "+".join(node.names), "kernel": node.kind, "flops": node.flops}
+def _group(code: Code, node: Node) -> dict[str, object]:
+    """What describe() tells of a group; bytes are what it must read and write at least once."""
+    moved = sum(floats(value, code.lanes) * value.dtype.itemsize for value in _touched(node))
+    weights = node.attrs.get("weights")
+    if isinstance(weights, np.ndarray):
+        moved += weights.nbytes
+    kernel = node.attrs.get("kernel", node.kind)
+    return {"name": "+".join(node.names), "kernel": kernel, "flops": node.flops, "bytes": moved}
+
+
+def _touched(node: Node) -> list[Value]:
+    """Its arrays, each once; of a view only what it shows."""
+    found = {(value.root, value.offset, value.shape): value for value in [node.out, *node.reads()]}
+    return list(found.values())
 
 
 _HEADER = """#define RL_SPIN_NS 100000
@@ -117,6 +130,7 @@ def _main(
         "workspace": code.plan.size,
         "weights": code.weights.size,
         "groups": groups,
+        "missed": program.notes,
     }
     lines = [_HEADER, '#include "abi.h"']
     lines += [f"void group{i}(rl::Context&, int);" for i in range(len(bodies))]

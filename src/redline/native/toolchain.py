@@ -57,11 +57,26 @@ def build(files: dict[str, str], isa: Isa, target: Path) -> None:
     path = compiler()
     if path is None:
         raise MissingError("there is no C++ compiler", hint="apt-get install g++")
-    flags = (*FLAGS, *isa.flags, f"-DRL_VECTOR_BYTES={isa.vector_bytes}")
+    flags = _flags(isa)
     cores = max(1, len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(cores) as pool:
         objects = list(pool.map(lambda item: _object(path, flags, *item), files.items()))
     _run([path, "-shared", "-o", str(target), *map(str, objects), "-lm", "-lpthread"])
+
+
+def assemble(files: dict[str, str], isa: Isa, folder: Path) -> None:
+    """Write the assembly of each file beside it, as "groups0.s"; sources lie in the folder already."""
+    path = compiler()
+    if path is None:
+        raise MissingError("there is no C++ compiler", hint="apt-get install g++")
+    for name in files:
+        target = (folder / name).with_suffix(".s")
+        words = [*_flags(isa), f"-I{KERNELS}", "-S", str(folder / name), "-o", str(target)]
+        _run([path, *words])
+
+
+def _flags(isa: Isa) -> tuple[str, ...]:
+    return (*FLAGS, *isa.flags, f"-DRL_VECTOR_BYTES={isa.vector_bytes}")
 
 
 @cache

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from redline.measure.record import Record, Study
+from redline.measure.record import Group, Record, Study
 from redline.report import units
 from redline.report.card import Card
 
@@ -132,6 +132,36 @@ def roofline(study: Study, card: Card) -> Roofline | None:
         share=share,
         remark=_remark(study, card, compute < memory, share, latency),
     )
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A group of the winner's as it is shown.
+
+    Attributes:
+        share: of the time of all groups; roof: its limit's time over its own, None if not known.
+    """
+
+    group: Group
+    share: float
+    roof: float | None
+
+
+def pieces(study: Study, card: Card) -> list[Piece]:
+    """The winner's groups, in the order they run; empty where it has none or was not measured."""
+    best = winner(study)
+    timed = [group for group in best.groups if group.seconds] if best else []
+    total = sum(group.seconds or 0.0 for group in timed)
+    found = []
+    for group in timed:
+        assert group.seconds is not None
+        limit = None
+        if card.peak and card.bandwidth:
+            # What fits the last cache need not come from memory, so only arithmetic bounds it.
+            memory = group.bytes / card.bandwidth if group.bytes > (card.last_cache or 0) else 0.0
+            limit = max(group.flops / card.peak, memory) / group.seconds
+        found.append(Piece(group, group.seconds / total, limit))
+    return found
 
 
 def changes(before: Mapping[str, int], after: Mapping[str, int]) -> list[Change]:

@@ -51,6 +51,8 @@ def render(study: Study) -> str:
         rest=[_rest_row(row) for row in rest],
         roof=_roof_words(roof),
         operators=charts.operators(study),
+        pieces=_pieces(study, machine),
+        missed=best.missed if (best := figures.winner(study)) else (),
         chain=chain.links(study),
         facts=_facts(study, machine),
         again=_again(study),
@@ -107,6 +109,20 @@ def _tiles(study: Study, roof: Roofline | None) -> list[dict[str, str]]:
         {"label": label, "value": value, "small": small}
         for label, value, small in tiles
         if value != units.UNKNOWN
+    ]
+
+
+def _pieces(study: Study, machine: Card) -> list[dict[str, str]]:
+    """The winner's groups as rows; `width` is the share of the time, in percent."""
+    return [
+        {
+            "kernel": piece.group.kernel,
+            "name": piece.group.name,
+            "time": units.seconds(piece.group.seconds),
+            "share": units.percent(piece.share),
+            "roof": units.percent(piece.roof) if piece.roof else "",
+        }
+        for piece in figures.pieces(study, machine)
     ]
 
 

@@ -55,6 +55,7 @@ class Explanation:
         yield from _reasons("Why not the others", _losers(timed))
         yield from _reasons("Not in the race", rest, outcome=True)
         yield from _limits(self.study)
+        yield from _pieces(self.study)
         yield from _chain(self.study)
         yield from _notes(self.study)
 
@@ -157,6 +158,35 @@ def _limits(study: Study) -> Iterator[RenderableType]:
         for record in best:
             line = Text.assemble((record.id, "bold"), "  ", figures.operator_line(study, record))
             yield Padding(line, (0, 0, 0, 2))
+
+
+def _pieces(study: Study) -> Iterator[RenderableType]:
+    """The winner's groups with their kernels and times, then what could not be fused."""
+    found = figures.pieces(study, card.read(study.machine))
+    best = figures.winner(study)
+    if found:
+        yield _title("Groups, in the order they run")
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+        table.add_column("kernel", no_wrap=True)
+        table.add_column("operators", overflow="ellipsis", no_wrap=True, ratio=1)
+        for title in ("time", "share", "rate", "of the limit"):
+            table.add_column(title, justify="right", no_wrap=True)
+        for piece in found:
+            group = piece.group
+            rate = group.flops / group.seconds if group.seconds and group.flops else None
+            table.add_row(
+                Text(group.kernel),
+                Text(group.name),
+                units.seconds(group.seconds),
+                units.percent(piece.share),
+                units.flops(rate, per_second=True) if rate else "",
+                units.percent(piece.roof) if piece.roof else "",
+            )
+        yield Padding(table, (0, 0, 0, 2))
+    if best and best.missed:
+        yield _title("Not fused")
+        for line in best.missed:
+            yield Padding(Text(line), (0, 0, 0, 2))
 
 
 def _chain(study: Study) -> Iterator[RenderableType]:

@@ -38,6 +38,7 @@ class NativeRunner:
         self._inputs = [(np.dtype(s["dtype"]), tuple(s["shape"])) for s in told["inputs"]]
         outputs = tuple((tuple(s["shape"]), np.dtype(s["dtype"])) for s in told["outputs"])
         self._closed = False
+        self._told = told
         if Caller is not None and _plain(self._inputs, outputs):
             inputs = tuple((dtype.char, shape) for dtype, shape in self._inputs)
             run = ctypes.cast(library.redline_run, ctypes.c_void_p).value or 0
@@ -57,6 +58,31 @@ class NativeRunner:
         if results is None:
             raise RunError("the native part takes no arrays of this kind of memory")
         return results
+
+    def profile(self, inputs: Sequence[np.ndarray], calls: int = 15) -> list[dict[str, Any]]:
+        """The groups as describe() tells them, each with its median "seconds" over `calls`."""
+        groups: list[dict[str, Any]] = self._told["groups"]
+        library, context = self._library, ctypes.c_void_p(self._context())
+        arrays = self._fitting(inputs)
+        results = [np.empty(s["shape"], s["dtype"]) for s in self._told["outputs"]]
+        sources = (ctypes.c_void_p * max(1, len(arrays)))(*map(_address, arrays))
+        targets = (ctypes.c_void_p * max(1, len(results)))(*map(_address, results))
+        times = np.zeros((calls, len(groups)))
+        try:
+            library.redline_run(context, sources, targets)
+            library.redline_profile(context, 1)
+            for call in range(calls):
+                library.redline_run(context, sources, targets)
+                times[call] = library.redline_times(context)[: len(groups)]
+        finally:
+            library.redline_close(context)
+        medians = np.median(times, 0) * 1e-9
+        return [group | {"seconds": float(s)} for group, s in zip(groups, medians, strict=True)]
+
+    @property
+    def missed(self) -> list[str]:
+        """Fusions that the compiler refused, each with its reason."""
+        return list(self._told.get("missed", []))
 
     def _fitting(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         if self._closed:
@@ -166,6 +192,10 @@ def open_part(part: Part, store: Store, signature: Signature) -> NativeRunner:
         library.redline_open.argtypes = [ctypes.c_void_p]
         library.redline_close.argtypes = [ctypes.c_void_p]
         library.redline_close.restype = None
+        library.redline_profile.argtypes = [ctypes.c_void_p, ctypes.c_int]
+        library.redline_profile.restype = None
+        library.redline_times.argtypes = [ctypes.c_void_p]
+        library.redline_times.restype = ctypes.POINTER(ctypes.c_uint64)
         told = json.loads(library.redline_describe())
     except (OSError, AttributeError, ValueError) as error:
         raise RunError(f"the native part cannot be loaded: {str(error)[:300]}") from error

@@ -10,7 +10,8 @@ extern "C" {
 #define REDLINE_API __attribute__((visibility("default")))
 
 /* JSON: {"abi", "isa": [CPU flags], "threads", "inputs": [{"dtype", "shape"}], "outputs": the same,
- * "workspace": bytes, "weights": bytes, "groups": [{"name", "kernel", "flops", "bytes"}]} */
+ * "workspace": bytes, "weights": bytes, "groups": [{"name", "kernel", "flops", "bytes"}],
+ * "missed": [refused fusions with their reasons]} */
 REDLINE_API const char* redline_describe(void);
 /* A context with its own workspace and threads; the weights (64-byte aligned) must outlive it.
  * NULL where memory or a thread cannot be had. */
