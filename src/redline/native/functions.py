@@ -68,21 +68,23 @@ def _type(value: Value | None) -> onnx.TypeProto:
     return onnx.helper.make_tensor_type_proto(kind, value.shape)
 
 
-def nodes(function: onnx.FunctionProto, node: onnx_ir.Node, opset: int) -> list[onnx_ir.Node]:
-    """The body's nodes, their attributes taken from the node that stands for the function."""
+def bound(function: onnx.FunctionProto, node: onnx_ir.Node, opset: int) -> onnx_ir.Function:
+    """The body, its attributes taken from the node that stands for the function."""
     schema = onnx.defs.get_schema(node.op_type, opset, "")
     given = {a.name: a for a in onnx_ir.serde.serialize_node(node).attribute}
     for name, attribute in schema.attributes.items():
         if name not in given and attribute.default_value.name:
             given[name] = attribute.default_value
-    made = []
-    for inner in function.node:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(inner)
-        _bind(copy, given)
-        copy.name = node.name or node.op_type
-        made.append(onnx_ir.serde.deserialize_node(copy))
-    return made
+    made = onnx.FunctionProto()
+    made.CopyFrom(function)
+    del made.attribute[:]
+    written = {name for inner in made.node for name in inner.output}
+    kept = [name for name in made.output if name in written or name in made.input]
+    made.output[:] = kept  # a body for these inputs may lack an output that nobody asked for
+    for inner in made.node:
+        _bind(inner, given)
+        inner.name = node.name or node.op_type
+    return onnx_ir.serde.deserialize_function(made)
 
 
 def _bind(node: onnx.NodeProto, given: dict[str, onnx.AttributeProto]) -> None:

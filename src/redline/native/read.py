@@ -38,6 +38,7 @@ class Op:
         self.type, self.name, self.opset = node.op_type, node.name or node.op_type, opset
         self.ins = ins
         self.outputs = [value.name or "" for value in node.outputs]
+        self._used = [bool(v.uses()) or v.is_graph_output() for v in node.outputs]
         while self.outputs and not self.outputs[-1]:
             self.outputs.pop()
         self.count = len(self.outputs)
@@ -55,7 +56,7 @@ class Op:
 
     def wants(self, index: int) -> bool:
         """Whether anyone may read the output."""
-        return index < self.count and bool(self.outputs[index])
+        return index < self.count and bool(self.outputs[index]) and self._used[index]
 
     def has(self, index: int) -> bool:
         return index < len(self.ins) and self.ins[index] is not None
@@ -212,9 +213,12 @@ class Reader:
             raise reason
         scope = {n: v for n, v in zip(function.input, ins, strict=False) if v is not None}
         inner = next((o.version for o in function.opset_import if not o.domain), opset)
-        for part in functions.nodes(function, node, opset):
+        for part in functions.bound(function, node, opset):
             self.node(part, scope, inner)
-        return [scope[name] for name in function.output if name in scope]
+        wanted = zip(function.output, node.outputs, strict=False)
+        if any(value.name and name not in scope for name, value in wanted):
+            raise reason
+        return [scope.get(name, ins[0]) for name in function.output]  # type: ignore[misc]
 
 
 def _wide(value: Value) -> Expr:

@@ -108,8 +108,13 @@ template <class T> inline T larger(T a, T b) { return a > b || a != a ? a : b; }
 template <class T> inline T smaller(T a, T b) { return a < b || a != a ? a : b; }
 template <class T> inline T sign_of(T x) { return x > 0 ? (T)1 : x < 0 ? (T)-1 : x; }
 template <class T> inline T from_top(T x) { return x - x == 0 ? x : (T)0; }
-template <class T> inline T shift_left(T x, T n) { return n >= 8 * sizeof(T) ? (T)0 : (T)(x << n); }
-template <class T> inline T shift_right(T x, T n) { return n >= 8 * sizeof(T) ? (T)0 : (T)(x >> n); }
+template <class T> inline T shift_left(T x, T n) {
+    return (uint64_t)n >= 8 * sizeof(T) ? (T)0 : (T)((uint64_t)x << n);
+}
+template <class T> inline T shift_right(T x, T n) {
+    if ((uint64_t)n >= 8 * sizeof(T)) return x < 0 ? (T)-1 : (T)0;
+    return (T)(x >> n);
+}
 template <class To, class From> inline To same_bits(From x) {
     static_assert(sizeof(To) == sizeof(From), "");
     To y;

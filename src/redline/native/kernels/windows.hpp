@@ -98,6 +98,24 @@ inline void spread(Span part, const T* x, const T* w, T* y, long channels, long 
     }
 }
 
+// Columns [channels * taps][windows] added up where they came from; one channel a unit. `in` is how
+// many windows each axis has.
+template <class T>
+inline void gathered(Span part, const T* x, T* y, const long* in, const long* out,
+                     const long* kernel, const long* strides, const long* dilations,
+                     const long* pads) {
+    for (long u = part.first; u < part.last; ++u) {
+        T* to = y + u * volume(out);
+        for (long i = 0; i < volume(out); ++i) to[i] = 0;
+        const T* from = x + u * volume(kernel) * volume(in);
+        runs(out, in, kernel, strides, dilations, pads,
+             [&](long target, long tap, long source, long count, long stride) {
+                 const T* column = from + tap * volume(in) + source;
+                 for (long i = 0; i < count; ++i) to[target + i * stride] += column[i];
+             });
+    }
+}
+
 // f(output, places of its window inside the image), places as offsets in the plane.
 template <class F>
 RL_INLINE void places(const long* in, const long* out, const long* kernel, const long* strides,

@@ -3,10 +3,13 @@
 from redline.native.operators import (  # noqa: F401
     anchors,
     casts,
+    contract,
+    control,
     elementwise,
     movement,
     placing,
     recurrent,
+    resample,
     rows,
     windows,
 )

@@ -32,6 +32,8 @@ def product(r: Reader, a: Value, b: Value) -> Value:
     out = r.new((*batch, m, n), a.dtype)
     flops = 2 * prod(batch) * m * n * k
     if a.dtype == np.float32:
+        if a.steps[-1] != 1 and k > 1:  # its rows are read along
+            a = r.copy(a)
         r.add("matmul", out, _batched(a, batch), _batched(b, batch), m=m, n=n, k=k)
     else:
         full = [r.copy(v) if v.const is not None and v.shape[:-2] != batch else v for v in (a, b)]

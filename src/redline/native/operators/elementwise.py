@@ -105,7 +105,7 @@ def _mod(r: Reader, op: Op) -> list[Value]:
     return [r.pointwise(f"rl::{kernel}<{ctype(a.dtype)}>({{0}}, {{1}})", a, b, vector=False)]
 
 
-@operator("BitShift", types=("uint8", "uint16", "uint32", "uint64"))
+@operator("BitShift", types=INTS)
 def _shift(r: Reader, op: Op) -> list[Value]:
     kernel = "shift_left" if op.attr("direction") == "LEFT" else "shift_right"
     kind = ctype(op.value(0).dtype)

@@ -167,7 +167,8 @@ def _space_to_depth(r: Reader, op: Op) -> list[Value]:
     x, block = op.value(0), op.attr("blocksize")
     n, c, h, w = x.shape
     h, w = h // block, w // block
-    moved = permuted(r.reshape(x, (n, c, h, block, w, block)), (0, 3, 5, 1, 2, 4))
+    order = (0, 3, 5, 1, 2, 4) if op.attr("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    moved = permuted(r.reshape(x, (n, c, h, block, w, block)), order)
     return [r.reshape(moved, (n, c * block * block, h, w))]
 
 
@@ -208,3 +209,15 @@ def _eye(r: Reader, op: Op) -> list[Value]:
 @operator("Constant", types=ALL)
 def _constant(r: Reader, op: Op) -> list[Value]:
     raise No("Constant of strings or sparse values")
+
+
+@operator("ConstantOfShape", types=("int64",), note="a shape known only at run")
+def _filled(r: Reader, op: Op) -> list[Value]:
+    fill = np.asarray(op.attr("value", np.zeros(1, np.float32))).reshape(-1)[0]
+    return [constant(np.full(tuple(int(n) for n in op.const(0)), fill))]
+
+
+@operator("Range", types=("float32", "float64", "int64", "int32", "int16"), note="at run")
+def _range(r: Reader, op: Op) -> list[Value]:
+    start, limit, step = (op.const(i).reshape(()) for i in range(3))
+    return [constant(np.arange(start, limit, step, dtype=op.value(0).dtype))]
