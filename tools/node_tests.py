@@ -219,7 +219,7 @@ def _call(
 
 
 def compare(got: np.ndarray, want: np.ndarray, tolerance: tuple[float, float]) -> None:
-    """As ONNX's own runner does: shape, type, values; its rule for bfloat16 holds for float16, too."""
+    """As ONNX's own runner does; its rule for bfloat16 holds for float16, too."""
     assert got.shape == want.shape, f"shape {got.shape}, expected {want.shape}"
     assert got.dtype == want.dtype, f"type {got.dtype}, expected {want.dtype}"
     rtol, atol = tolerance

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 
 from redline.native.ir import No
@@ -13,7 +12,6 @@ CTYPES = {
     "uint32": "uint32_t", "uint64": "uint64_t", "bool": "bool", "float16": "rl::half",
     "bfloat16": "rl::bfloat",
 }  # fmt: skip
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 HALVES = ("float16", "bfloat16")
 FLOATS = ("float32", "float64")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir
@@ -39,7 +41,7 @@ def body(node: onnx_ir.Node, ins: list[Value | None], opset: int) -> onnx.Functi
     """The function that ONNX defines an operator by, for these inputs; None where it has none."""
     if not onnx.defs.has(node.op_type, opset, ""):
         return None
-    schema = onnx.defs.get_schema(node.op_type, opset, "")
+    schema: Any = onnx.defs.get_schema(node.op_type, opset, "")  # its stubs lack the functions
     proto = onnx_ir.serde.serialize_node(node)
     if schema.has_context_dependent_function:
         fits = [v for v in schema.context_dependent_function_opset_versions if v <= opset]
@@ -52,13 +54,14 @@ def body(node: onnx_ir.Node, ins: list[Value | None], opset: int) -> onnx.Functi
             except Exception:  # it has no body for these attributes or types
                 return None
             return onnx.FunctionProto.FromString(made) if made else None
-    if schema.has_function:
-        fits = [v for v in schema.function_opset_versions if v <= opset]
-        found: object = schema.get_function_with_opset_version(max(fits)) if fits else None
-        if isinstance(found, bytes):
-            return onnx.FunctionProto.FromString(found)
-        return schema.function_body if fits else None
-    return None
+    fits = [v for v in schema.function_opset_versions if v <= opset]
+    if not schema.has_function or not fits:
+        return None
+    found = schema.get_function_with_opset_version(max(fits))
+    if isinstance(found, bytes):
+        return onnx.FunctionProto.FromString(found)
+    made: onnx.FunctionProto = schema.function_body
+    return made
 
 
 def _type(value: Value | None) -> onnx.TypeProto:

@@ -132,7 +132,8 @@ class Reader:
             with np.errstate(all="ignore"):
                 return constant(value.const.astype(kind))
         ctype(value.dtype)
-        return self.loop(Apply(f"(({ctype(kind)})({{0}}))", (_wide(value),), kind, False), value.shape, kind)
+        form = f"(({ctype(kind)})({{0}}))"
+        return self.loop(Apply(form, (_wide(value),), kind, False), value.shape, kind)
 
     def copy(self, value: Value) -> Value:
         """The same elements in row-major memory of their own."""
@@ -196,7 +197,9 @@ class Reader:
             raise No(f"ONNX operator {op.type} is not supported")
         small = next((v.dtype for v in op.ins if v is not None and half(v.dtype)), None)
         if small is not None and entry.widens:
-            op.ins = [v if v is None or v.dtype != small else self.cast(v, "float32") for v in op.ins]
+            op.ins = [
+                self.cast(v, "float32") if v is not None and v.dtype == small else v for v in op.ins
+            ]
         elif op.has(entry.typed) and op.value(entry.typed).dtype.name not in entry.types:
             raise No(f"{op.type} of {op.value(entry.typed).dtype}")
         outs = entry.lower(self, op)

@@ -50,13 +50,10 @@ def _along(r: Reader, op: Op, parameter: Value, x: Value) -> Value:
         return r.reshape(parameter, (1,) * len(x.shape))
     axis = op.attr("axis", 1) % len(x.shape)
     if len(parameter.shape) == 1:
-        shape = [1] * len(x.shape)
-        shape[axis] = parameter.size
-        return r.reshape(parameter, tuple(shape))
+        ones = (1,) * len(x.shape)
+        return r.reshape(parameter, (*ones[:axis], parameter.size, *ones[axis + 1 :]))
     block = op.attr("block_size", 0)
-    wide = r.reshape(
-        parameter, (*parameter.shape[: axis + 1], 1, *parameter.shape[axis + 1 :])
-    )
+    wide = r.reshape(parameter, (*parameter.shape[: axis + 1], 1, *parameter.shape[axis + 1 :]))
     if parameter.const is not None:
         repeated = np.repeat(parameter.const, block, axis)
         return constant(repeated[tuple(slice(0, n) for n in x.shape)])

@@ -26,7 +26,9 @@ def _einsum(r: Reader, op: Op) -> list[Value]:
     merged = reduce(r, merged, "sum", gone, keep=False)
     names = [name for name in names if name in out]
     order = [names.index(name) for name in out]
-    return [view(merged, tuple(merged.shape[i] for i in order), tuple(merged.steps[i] for i in order))]
+    return [
+        view(merged, tuple(merged.shape[i] for i in order), tuple(merged.steps[i] for i in order))
+    ]
 
 
 def _labels(equation: str, values: list[Value]) -> tuple[list[list[str]], list[str]]:
@@ -134,9 +136,7 @@ def _convolved(r: Reader, op: Op, x: Value, w: Value, zero: int, zero_w: int) ->
     return general_convolution(r, left, right, window, op.attr("group", 1))
 
 
-def _requantized(
-    r: Reader, sums: Value, scales: tuple[Value, Value, Value], zero: Value
-) -> Value:
+def _requantized(r: Reader, sums: Value, scales: tuple[Value, Value, Value], zero: Value) -> Value:
     """Sums of products back to small whole numbers."""
     dtype = zero.dtype
     form = (

@@ -203,7 +203,8 @@ def _eye(r: Reader, op: Op) -> list[Value]:
 
     x = op.value(0)
     dtype = onnx_ir.DataType(op.attr("dtype")).numpy() if op.attr("dtype") else x.dtype
-    return [constant(np.eye(*x.shape, op.attr("k", 0)).astype(dtype))]
+    rows, columns = x.shape
+    return [constant(np.eye(rows, columns, op.attr("k", 0)).astype(dtype))]
 
 
 @operator("Constant", types=ALL)

@@ -48,7 +48,11 @@ def _gather_nd(r: Reader, op: Op) -> list[Value]:
     count, inner = prod(places.shape[:-1]), prod(rest)
     per = count // max(1, prod(x.shape[:batch]))
     numbers = (depth, x.shape[batch : batch + depth], inner, per, prod(x.shape[batch:]))
-    return [r.call("places.hpp", "gather_nd", out, x, places, units=count, numbers=numbers, work=out.size)]
+    return [
+        r.call(
+            "places.hpp", "gather_nd", out, x, places, units=count, numbers=numbers, work=out.size
+        )
+    ]
 
 
 @operator("ScatterElements", "Scatter", types=ALL)

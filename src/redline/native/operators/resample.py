@@ -135,13 +135,13 @@ def _taps(
 
 
 def _nearest(at: np.ndarray, how: str) -> np.ndarray:
-    rounded = {
-        "round_prefer_floor": lambda: np.ceil(at - 0.5),
-        "round_prefer_ceil": lambda: np.floor(at + 0.5),
-        "floor": lambda: np.floor(at),
-        "ceil": lambda: np.ceil(at),
+    rounded: dict[str, np.ndarray] = {
+        "round_prefer_floor": np.ceil(at - 0.5),
+        "round_prefer_ceil": np.floor(at + 0.5),
+        "floor": np.floor(at),
+        "ceil": np.ceil(at),
     }
-    return rounded[how]().astype(np.int64)
+    return rounded[how].astype(np.int64)
 
 
 def _cubic(d: np.ndarray, a: float) -> np.ndarray:

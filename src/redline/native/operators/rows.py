@@ -100,9 +100,7 @@ def _layer_norm(r: Reader, op: Op) -> list[Value]:
     return [norm(r, x, axis, kind, affine, op.attr("epsilon", 1e-5))]
 
 
-def norm(
-    r: Reader, x: Value, axis: int, kind: str, affine: list[Value], epsilon: float
-) -> Value:
+def norm(r: Reader, x: Value, axis: int, kind: str, affine: list[Value], epsilon: float) -> Value:
     """Layer or RMS normalization over the axes from `axis` on."""
     flat = r.reshape(x, (*x.shape[:axis], prod(x.shape[axis:])))
     out = r.new(flat.shape, x.dtype)
@@ -206,7 +204,13 @@ def _affine(r: Reader, x: Value, gain: Value, bias: Value) -> Value:
 @operator("LRN")
 def _lrn(r: Reader, op: Op) -> list[Value]:
     x, size = op.value(0), op.attr("size")
-    numbers = (x.shape[1], prod(x.shape[2:]), (size - 1) // 2, size // 2, op.attr("alpha", 1e-4) / size)
+    numbers = (
+        x.shape[1],
+        prod(x.shape[2:]),
+        (size - 1) // 2,
+        size // 2,
+        op.attr("alpha", 1e-4) / size,
+    )
     out = r.new(x.shape, x.dtype)
     r.call(
         "order.hpp", "window_squares", out, x, units=x.shape[0] * x.shape[1], numbers=numbers,

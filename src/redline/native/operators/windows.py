@@ -74,7 +74,9 @@ def _conv_transpose(r: Reader, op: Op) -> list[Value]:
     x, w, groups = op.value(0), op.value(1), op.attr("group", 1)
     window = _transposed_window(op, x, w.shape[2:])
     bias = op.value(2) if op.has(2) else None
-    simple = all(d == 1 or s == 1 for d, s in zip(window["dilations"], window["strides"], strict=True))
+    simple = all(
+        d == 1 or s == 1 for d, s in zip(window["dilations"], window["strides"], strict=True)
+    )
     small = len(x.shape) <= 4 and x.dtype == np.float32
     if w.const is not None and simple and small and min(window["pads"]) >= 0 and x.size:
         return [_phases(r, x, w.const, window, groups, bias)]
@@ -178,9 +180,9 @@ def _phase(window: dict[str, Any], length: int, axis: int, start: int) -> dict[s
     """The taps of outputs start, start + stride, ...: in the order in which they walk the input."""
     stride, dilation = window["strides"][axis], window["dilations"][axis]
     low, size = window["pads"][axis], window["sizes"][axis]
-    taps = [
-        k for k in range(window["kernel"][axis]) if (start + low - k * dilation) % stride == 0
-    ][::-1]
+    taps = [k for k in range(window["kernel"][axis]) if (start + low - k * dilation) % stride == 0][
+        ::-1
+    ]
     first = (start + low - taps[0] * dilation) // stride if taps else 0
     count = max(0, -(-(size - start) // stride))
     step = dilation if stride == 1 else 1
