@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from redline.native import emit_anchors as anchors
-from redline.native import emit_loops as loops
 from redline.native import emit_calls, emit_rnn, expand, winograd
+from redline.native import emit_loops as loops
 from redline.native import emit_windows as windows
 from redline.native.code import Code
 from redline.native.ir import Node, Program, Value

@@ -48,19 +48,22 @@ def body(node: onnx_ir.Node, ins: list[Value | None], opset: int) -> onnx.Functi
         if fits:
             types = [_type(value).SerializeToString() for value in ins]
             try:
-                made = schema.get_context_dependent_function_with_opset_version(
+                text: bytes = schema.get_context_dependent_function_with_opset_version(
                     max(fits), proto.SerializeToString(), types
                 )
             except Exception:  # it has no body for these attributes or types
                 return None
-            return onnx.FunctionProto.FromString(made) if made else None
+            return _parsed(text) if text else None
     fits = [v for v in schema.function_opset_versions if v <= opset]
     if not schema.has_function or not fits:
         return None
     found = schema.get_function_with_opset_version(max(fits))
-    if isinstance(found, bytes):
-        return onnx.FunctionProto.FromString(found)
-    made: onnx.FunctionProto = schema.function_body
+    return _parsed(found if isinstance(found, bytes) else found.SerializeToString())
+
+
+def _parsed(text: bytes) -> onnx.FunctionProto:
+    made = onnx.FunctionProto()
+    made.ParseFromString(text)
     return made
 
 

@@ -13,6 +13,7 @@ RL_INLINE double log(double x) { return ::log(x); }
 RL_INLINE double abs(double x) { return __builtin_fabs(x); }
 RL_INLINE double tanh(double x) { return ::tanh(x); }
 RL_INLINE double erf(double x) { return ::erf(x); }
+RL_INLINE double sigmoid(double x) { return 1 / (1 + ::exp(-x)); }
 RL_INLINE double sqrt(double x) { return ::sqrt(x); }
 RL_INLINE double gelu(double x) { return 0.5 * x * (1 + ::erf(x * 0.70710678118654752)); }
 
