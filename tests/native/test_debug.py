@@ -7,8 +7,6 @@ import pytest
 from native_models import compiled, graph, needs_compiler, opened
 from onnx import helper
 
-
-
 pytestmark = needs_compiler
 X = np.random.default_rng(1).standard_normal((1, 4, 9, 9), np.float32)
 

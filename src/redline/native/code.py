@@ -7,22 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from redline.native.dtypes import ctype
 from redline.native.ir import Acc, Expr, Load, Program, Value, contiguous
 from redline.native.isa import Isa
-from redline.native.operators.elementwise import literal
+from redline.native.literals import literal, whole
 from redline.native.plan import Plan, plane
 
-CTYPES = {
-    "float32": "float", "float64": "double", "int64": "int64_t", "int32": "int32_t",
-    "int16": "int16_t", "int8": "int8_t", "uint8": "uint8_t", "uint16": "uint16_t",
-    "uint32": "uint32_t", "uint64": "uint64_t", "bool": "bool", "float16": "_Float16",
-}  # fmt: skip
 SMALL = 100_000  # element-operations below which a second thread costs more than it brings
-
-
-def ctype(dtype: np.dtype) -> str:
-    """The C++ name of a dtype."""
-    return CTYPES[dtype.name]
 
 
 @dataclass
@@ -162,7 +153,9 @@ def scalar(value: Value) -> str | None:
     x = value.const.reshape(-1)[0]
     if value.dtype == np.float32:
         return literal(float(x))
-    return f"({ctype(value.dtype)})({x.item()!r})" if value.dtype.kind in "iu" else None
+    if value.dtype == np.float64:
+        return literal(float(x), "")
+    return whole(int(x), value.dtype) if value.dtype.kind in "iub" else None
 
 
 def index(steps: Sequence[int], names: Sequence[str]) -> str:

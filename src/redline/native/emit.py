@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from redline.native import emit_anchors as anchors
+from redline.native import emit_calls, emit_rnn, expand, winograd
 from redline.native import emit_loops as loops
-from redline.native import emit_rnn, expand, winograd
 from redline.native import emit_windows as windows
 from redline.native.code import Code
 from redline.native.ir import Node, Program, Value
@@ -30,6 +30,8 @@ _EMIT: dict[str, Callable[[Code, Node], str]] = {
     "winograd": winograd.emit,
     "expand": expand.emit,
     "lstm": emit_rnn.lstm,
+    "call": emit_calls.call,
+    "reduce": loops.reduce,
 }
 _UNIT = 12  # groups in a file, so that two compilers share the work
 
@@ -78,6 +80,8 @@ def _scratch(code: Code, node: Node) -> int:
         return winograd.scratch(code, node)
     if node.kind == "expand":
         return expand.scratch(code, node)
+    if node.kind == "call":
+        return emit_calls.scratch(code, node)
     return 0 if node.kind in _EMIT else loops.row_scratch(node, code.threads)
 
 
@@ -87,7 +91,7 @@ def _group(code: Code, node: Node) -> dict[str, object]:
     weights = node.attrs.get("weights")
     if isinstance(weights, np.ndarray):
         moved += weights.nbytes
-    kernel = node.attrs.get("kernel", node.kind)
+    kernel = node.attrs["kernel"] if node.kind == "call" else node.attrs.get("code", node.kind)
     return {"name": "+".join(node.names), "kernel": kernel, "flops": node.flops, "bytes": moved}
 
 
@@ -106,7 +110,8 @@ _HEADER = """#define RL_SPIN_NS 100000
 
 
 def _unit(program: Program, bodies: list[str], part: range) -> str:
-    lines = [_HEADER]
+    headers = {program.nodes[i].attrs.get("header", "") for i in part} - {""}
+    lines = [_HEADER, *(f'#include "{header}"' for header in sorted(headers))]
     for i in part:
         node = program.nodes[i]
         lines.append(f"// {node.kind}: {'+'.join(node.names)} -> {list(node.out.shape)}")

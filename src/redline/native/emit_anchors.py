@@ -69,7 +69,7 @@ def gemm(c: Code, node: Node) -> str:
     m, n, k = a["m"], a["n"], a["k"]
     rows, wide = tile(c, m, n)
     size, many, rest = balanced(m, rows)
-    a["kernel"] = f"gemm_panel<{size}, {wide}>"
+    a["code"] = f"gemm_panel<{size}, {wide}>"
     panel = wide * c.lanes
     panels = -(-n // panel)
     packed = np.zeros((panels, k, panel), np.float32)
@@ -128,7 +128,7 @@ def matmul(c: Code, node: Node) -> str:
     batch = node.out.shape[:-2]
     rows, wide = tile(c, m, n)
     size, many, rest = balanced(m, rows)
-    a["kernel"] = f"batched gemm_panel<{size}, {wide}>"
+    a["code"] = f"batched gemm_panel<{size}, {wide}>"
     panel = wide * c.lanes
     panels = -(-n // panel)
     entries = prod(batch)
@@ -170,7 +170,7 @@ def conv(c: Code, node: Node) -> str:
         oh, ow = 1, oh * ow
     pixels, wide = tile(c, ow, blocks * lanes)
     size, many, rest = balanced(ow, pixels)
-    a["kernel"] = f"{'first ' if planar else ''}conv_tile<{size}, {wide}>"
+    a["code"] = f"{'first ' if planar else ''}conv_tile<{size}, {wide}>"
     full, left = divmod(blocks, wide)
     at, step = pack_conv(c, weights, groups, wide, planar)
     sh, sw = a["strides"]

@@ -6,10 +6,11 @@ from math import prod
 
 import numpy as np
 
-from redline.native.code import SMALL, Access, Code, ctype, index, scalar, vector_load
+from redline.native.code import SMALL, Access, Code, index, scalar, vector_load
+from redline.native.dtypes import ctype
 from redline.native.fuse import vector
 from redline.native.ir import Load, Node, Value, leaves
-from redline.native.operators.elementwise import literal
+from redline.native.literals import literal, whole
 
 
 def loop(c: Code, node: Node) -> str:
@@ -197,6 +198,42 @@ def _kernel(c: Code, node: Node, n: int) -> str:
     else:
         join = one
     return f"*y = rl::reduce(row, {n}, {start}, {one}, {join}){end};"
+
+
+_FOLDS = {  # kind -> (start for floats, step, end)
+    "sum": ("0", "a + x", "a"),
+    "mean": ("0", "a + x", "a / {n}"),
+    "sumsquare": ("0", "a + x * x", "a"),
+    "prod": ("1", "a * x", "a"),
+    "max": ("-HUGE_VAL", "rl::larger(a, x)", "a"),
+    "min": ("HUGE_VAL", "rl::smaller(a, x)", "a"),
+}
+
+
+def reduce(c: Code, node: Node) -> str:
+    """Over the last axes of any view and of any type, one element after the other."""
+    x, mode, rank = node.ins[0], node.attrs["mode"], node.attrs["rank"]
+    kept, gone = x.shape[:rank], x.shape[rank:]
+    start, step, end = _FOLDS[mode]
+    if mode in ("max", "min") and x.dtype.kind in "iu":
+        limits = np.iinfo(x.dtype)
+        start = whole(int(limits.min if mode == "max" else limits.max), x.dtype)
+    elif mode in ("max", "min") and x.dtype.kind == "b":
+        start = "false" if mode == "max" else "true"
+    kind = ctype(x.dtype)
+    names = [f"i{axis}" for axis in range(rank)]
+    inner = [f"j{axis}" for axis in range(len(gone))]
+    loops = " ".join(
+        f"for (long {j} = 0; {j} < {n}; ++{j})" for j, n in zip(inner, gone, strict=True)
+    )
+    body = [
+        "(void)first, (void)last;",
+        f"const {kind}* x0 = {c.pointer(x)} + {index(x.steps[:rank], names)};",
+        f"{kind} a = ({kind}){start};",
+        f"{loops} {{ const {kind} x = x0[{index(x.steps[rank:], inner)}]; a = ({kind})({step}); }}",
+        f"{c.pointer(node.out, write=True)}[r] = ({kind})({end.format(n=f'({kind}){prod(gone)}')});",
+    ]
+    return _rows(c, (*kept, 1), [*names, "k"], body, x.size * 2)
 
 
 def gather(c: Code, node: Node) -> str:

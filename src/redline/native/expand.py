@@ -87,7 +87,7 @@ def emit(c: Code, node: Node) -> str:
     first, a, x, out, lanes = node.attrs["expand"], node.attrs, node.ins[0], node.out, c.lanes
     weights = first.attrs["weights"]
     pixels, wide, blocks = _panel(c, node)
-    a["kernel"] = f"conv_tile<{pixels}, {wide}> into depthwise_tile"
+    a["code"] = f"conv_tile<{pixels}, {wide}> into depthwise_tile"
     full, left = divmod(blocks, wide)
     panels = full + (1 if left else 0)
     at, _ = pack_conv(c, weights, 1, wide, False)

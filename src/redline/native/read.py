@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir
 
 from redline.errors import RefusedError
+from redline.native import functions
+from redline.native.dtypes import ctype, half, narrowed
 from redline.native.ir import Apply, Expr, Load, No, Node, Program, Value, contiguous, reshaped
+from redline.native.registry import NEVER, OPERATORS, operator
 
-Lowering = Callable[["Reader", "Op"], list[Value]]
-OPERATORS: dict[str, Lowering] = {}
+__all__ = ["Op", "Reader", "Unknown", "constant", "operator", "read"]
+Scope = dict[str, Value]
 
 
-def operator(*names: str) -> Callable[[Lowering], Lowering]:
-    """Registers how an ONNX operator becomes nodes."""
+class Unknown(No):
+    """An operand that must be known at build is not.
 
-    def register(lowering: Lowering) -> Lowering:
-        OPERATORS.update(dict.fromkeys(names, lowering))
-        return lowering
+    Attributes:
+        value: the operand.
+    """
 
-    return register
+    def __init__(self, reason: str, value: Value) -> None:
+        super().__init__(reason)
+        self.value = value
 
 
 class Op:
     """An ONNX node whose inputs are values of ours."""
 
-    def __init__(self, node: onnx_ir.Node, ins: list[Value | None], opset: int) -> None:
+    def __init__(
+        self, node: onnx_ir.Node, ins: list[Value | None], opset: int, scope: Scope | None = None
+    ) -> None:
         self.type, self.name, self.opset = node.op_type, node.name or node.op_type, opset
         self.ins = ins
-        self.count = len(node.outputs)
+        self.outputs = [value.name or "" for value in node.outputs]
+        self._used = [bool(v.uses()) or v.is_graph_output() for v in node.outputs]
+        while self.outputs and not self.outputs[-1]:
+            self.outputs.pop()
+        self.count = len(self.outputs)
+        self.scope = {} if scope is None else scope
         self._attributes = node.attributes
 
     def attr(self, name: str, default: Any = None) -> Any:
@@ -43,6 +53,10 @@ class Op:
         if isinstance(value, onnx_ir.TensorProtocol):
             return value.numpy()
         return tuple(value) if isinstance(value, list | tuple) else value
+
+    def wants(self, index: int) -> bool:
+        """Whether anyone may read the output."""
+        return index < self.count and bool(self.outputs[index]) and self._used[index]
 
     def has(self, index: int) -> bool:
         return index < len(self.ins) and self.ins[index] is not None
@@ -59,7 +73,7 @@ class Op:
             return default
         found = self.value(index)
         if found.const is None:
-            raise No(f"{self.type}'s input {index} is not known at build")
+            raise Unknown(f"{self.type}'s input {index} is not known at build", found)
         return found.const
 
     def ints(self, index: int, attribute: str = "", default: Any = None) -> Any:
@@ -84,6 +98,17 @@ class Reader:
         self.nodes.append(Node(kind, out, list(ins), None, attrs, [self._op]))
         return out
 
+    def call(self, header: str, kernel: str, out: Value, *ins: Value, **more: Any) -> Value:
+        """One call of a template of kernels/`header` over contiguous arrays; returns `out`.
+
+        The C++ is `rl::kernel(part, in0, in1, ..., out, numbers...)`: `part` is the thread's share
+        of `units` (1 unless given); `numbers` are whole numbers, floats, tuples of them, or text.
+        Also `scratch_bytes`: what each thread needs, at an address that comes after `out`;
+        `work`: about how many operations it does.
+        """
+        dense = [self.dense(value) for value in ins]
+        return self.add("call", out, *dense, **{"units": 1} | more, kernel=kernel, header=header)
+
     def loop(self, expr: Expr, shape: tuple[int, ...], dtype: Any) -> Value:
         """A value computed element by element."""
         out = self.new(shape, dtype)
@@ -95,8 +120,20 @@ class Reader:
         kind = np.dtype(dtype or args[0].dtype)
         shape = np.broadcast_shapes(*(arg.shape for arg in args))
         fits = vector and all(arg.dtype == np.float32 for arg in args) and kind == np.float32
-        expr = Apply(form, tuple(Load(arg) for arg in args), kind, fits)
+        expr = Apply(narrowed(form, kind), tuple(map(_wide, args)), kind, fits)
         return self.loop(expr, shape, kind)
+
+    def cast(self, value: Value, dtype: Any) -> Value:
+        """The elements as another type; the value itself where it has that type."""
+        kind = np.dtype(dtype)
+        if kind == value.dtype:
+            return value
+        if value.const is not None and not half(kind):
+            with np.errstate(all="ignore"):
+                return constant(value.const.astype(kind))
+        ctype(value.dtype)
+        form = f"(({ctype(kind)})({{0}}))"
+        return self.loop(Apply(form, (_wide(value),), kind, False), value.shape, kind)
 
     def copy(self, value: Value) -> Value:
         """The same elements in row-major memory of their own."""
@@ -109,7 +146,7 @@ class Reader:
         return self.copy(value)
 
     def reshape(self, value: Value, shape: tuple[int, ...]) -> Value:
-        if value.const is not None:
+        if value.const is not None and value.base is None:
             return constant(value.const.reshape(shape))
         seen = reshaped(value, shape)
         if seen is None:
@@ -117,21 +154,86 @@ class Reader:
             assert seen is not None, "a row-major value has every shape"
         return seen
 
-    def read(self, node: onnx_ir.Node, ins: list[Value | None], opset: int) -> list[Value]:
-        op = Op(node, ins, opset)
-        self._op = op.name
-        if node.op_type != "Constant" and all(v is None or v.const is not None for v in ins):
-            folded = _fold(node, ins, opset)
+    def graph(self, graph: onnx_ir.Graph, scope: Scope, opset: int) -> list[Value]:
+        """The outputs of a graph whose inputs are in `scope`, which is filled up."""
+        for name, value in graph.initializers.items():
+            assert value.const_value is not None
+            scope[name] = constant(value.const_value.numpy())
+        for node in graph:
+            self.node(node, scope, opset)
+        return [scope[value.name or ""] for value in graph.outputs]
+
+    def node(self, node: onnx_ir.Node, scope: Scope, opset: int) -> None:
+        """Reads one node; its results are put into `scope`."""
+        ins = [scope[v.name or ""] if v is not None and v.name else None for v in node.inputs]
+        outs = self.read(node, ins, opset, scope)
+        names = [value.name or "" for value in node.outputs]
+        scope.update({name: out for name, out in zip(names, outs, strict=False) if name})
+
+    def read(
+        self, node: onnx_ir.Node, ins: list[Value | None], opset: int, scope: Scope | None = None
+    ) -> list[Value]:
+        """The results of one operator."""
+        self._op = node.name or node.op_type
+        if node.domain not in ("", "ai.onnx"):
+            raise No(f"{node.domain} operator {node.op_type} is not supported")
+        if node.op_type in NEVER:
+            raise No(f"{node.op_type}: {NEVER[node.op_type]}")
+        if all(v is None or v.const is not None for v in ins):
+            folded = functions.fold(node, ins, opset)
             if folded is not None:
-                return folded
-        if node.domain not in ("", "ai.onnx") or node.op_type not in OPERATORS:
-            raise No(f"{node.domain or 'ONNX'} operator {node.op_type} is not supported")
-        return OPERATORS[node.op_type](self, op)
+                return [constant(array) for array in folded]
+        mark = len(self.nodes)
+        try:
+            return self._lower(Op(node, ins, opset, scope))
+        except No as reason:
+            del self.nodes[mark:]
+            return self._expand(node, ins, opset, reason)
+
+    def _lower(self, op: Op) -> list[Value]:
+        """By our own lowering, float16 and bfloat16 through float32 where it asks for that."""
+        entry = OPERATORS.get(op.type)
+        if entry is None:
+            raise No(f"ONNX operator {op.type} is not supported")
+        small = next((v.dtype for v in op.ins if v is not None and half(v.dtype)), None)
+        if small is not None and entry.widens:
+            op.ins = [
+                self.cast(v, "float32") if v is not None and v.dtype == small else v for v in op.ins
+            ]
+        elif op.has(entry.typed) and op.value(entry.typed).dtype.name not in entry.types:
+            raise No(f"{op.type} of {op.value(entry.typed).dtype}")
+        outs = entry.lower(self, op)
+        if small is None or not entry.widens:
+            return outs
+        return [self.cast(v, small) if v.dtype == np.float32 else v for v in outs]
+
+    def _expand(
+        self, node: onnx_ir.Node, ins: list[Value | None], opset: int, reason: No
+    ) -> list[Value]:
+        """By the function that ONNX defines the operator by."""
+        function = functions.body(node, ins, opset)
+        if function is None:
+            raise reason
+        scope = {n: v for n, v in zip(function.input, ins, strict=False) if v is not None}
+        inner = next((o.version for o in function.opset_import if not o.domain), opset)
+        for part in functions.bound(function, node, opset):
+            self.node(part, scope, inner)
+        wanted = zip(function.output, node.outputs, strict=False)
+        if any(value.name and name not in scope for name, value in wanted):
+            raise reason
+        return [scope.get(name, ins[0]) for name in function.output]  # type: ignore[misc]
+
+
+def _wide(value: Value) -> Expr:
+    """The element, a float16 or bfloat16 as a float."""
+    if half(value.dtype):
+        return Apply("((float)({0}))", (Load(value),), np.dtype("float32"), False)
+    return Load(value)
 
 
 def constant(array: np.ndarray) -> Value:
     """A value that is known at build."""
-    array = np.ascontiguousarray(array).reshape(np.shape(array))
+    array = functions.known(np.asarray(array))
     return Value(array.shape, array.dtype, const=array)
 
 
@@ -143,26 +245,27 @@ def read(model: onnx_ir.Model) -> Program:
     """
     from redline.native import operators  # noqa: F401  (fills OPERATORS)
 
+    if model.functions:
+        onnx_ir.passes.common.InlinePass()(model)
     graph, opset = model.graph, model.opset_imports.get("", 1)
-    values: dict[onnx_ir.Value, Value] = {}
+    scope: Scope = {}
     reader = Reader()
     inputs = [value for value in graph.inputs if value.name not in graph.initializers]
     for value in inputs:
-        values[value] = Value(_shape(value), _dtype(value), value.name or "")
-    for value in graph.initializers.values():
+        scope[value.name or ""] = Value(_shape(value), _dtype(value), value.name or "")
+    given = [scope[value.name or ""] for value in inputs]
+    for name, value in graph.initializers.items():
         assert value.const_value is not None
-        values[value] = constant(value.const_value.numpy())
+        scope[name] = constant(value.const_value.numpy())
     for node in graph:
         try:
-            ins = [None if value is None else values[value] for value in node.inputs]
-            outs = reader.read(node, ins, opset)
+            reader.node(node, scope, opset)
         except No as reason:
-            raise RefusedError(str(reason), where=f"node {node.name or node.op_type}") from None
-        values.update(zip(node.outputs, outs, strict=False))
-    given = [values[value] for value in inputs]
+            refused = RefusedError(str(reason), where=f"node {node.name or node.op_type}")
+            raise refused from (reason if isinstance(reason, Unknown) else None)
     outputs: list[Value] = []
     for value in graph.outputs:
-        found = values[value]
+        found = scope[value.name or ""]
         taken = found in given or found in outputs
         own = found.base is None and found.const is None and not taken
         outputs.append(found if own else reader.copy(found))
@@ -180,27 +283,11 @@ def _shape(value: onnx_ir.Value) -> tuple[int, ...]:
 
 
 def _dtype(value: onnx_ir.Value) -> np.dtype:
-    if value.dtype is None:
-        raise RefusedError(f"input {value.name!r} has no dtype")
-    return np.dtype(value.dtype.numpy())
-
-
-def _fold(node: onnx_ir.Node, ins: list[Value | None], opset: int) -> list[Value] | None:
-    """The results of an operator on constants, by ONNX's own reference."""
-    from onnx.reference import ReferenceEvaluator
-
-    proto = onnx_ir.serde.serialize_node(node)
-    names = [name for name in proto.input if name]
-    arrays = {name: v.const for name, v in zip(proto.input, ins, strict=True) if v is not None}
-    inputs = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in names]
-    outputs = [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in proto.output if name]
-    graph = onnx.helper.make_graph([proto], "fold", inputs, outputs)
-    opsets = [onnx.helper.make_opsetid("", opset)]
+    if value.dtype is None or not isinstance(value.type, onnx_ir.TensorType):
+        raise RefusedError(f"input {value.name!r} is not an array")
     try:
-        model = onnx.helper.make_model(graph, opset_imports=opsets)
-        results = ReferenceEvaluator(model).run(None, arrays)
-    except Exception:  # the reference lacks it: the operator's own lowering is asked
-        return None
-    if not all(isinstance(result, np.ndarray | np.generic) for result in results):
-        return None
-    return [constant(np.asarray(result)) for result in results]
+        found = np.dtype(value.dtype.numpy())
+        ctype(found)
+    except (No, TypeError) as reason:
+        raise RefusedError(f"input {value.name!r}: {reason}") from None
+    return found

@@ -65,7 +65,7 @@ def build(files: dict[str, str], isa: Isa, target: Path) -> None:
 
 
 def assemble(files: dict[str, str], isa: Isa, folder: Path) -> None:
-    """Write the assembly of each file beside it, as "groups0.s"; sources lie in the folder already."""
+    """Write the assembly of each file, "groups0.s", into the folder where the files lie already."""
     path = compiler()
     if path is None:
         raise MissingError("there is no C++ compiler", hint="apt-get install g++")

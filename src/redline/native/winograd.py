@@ -68,7 +68,7 @@ def emit(c: Code, node: Node) -> str:
     oc, ic = a["weights"].shape[:2]
     blocks, out_blocks = -(-ic // lanes), -(-oc // lanes)
     tiles, count, shared = _shape(c, node)
-    a["kernel"] = "winograd F(4x4, 3x3)"
+    a["code"] = "winograd F(4x4, 3x3)"
     panels, left = -(-out_blocks // 2), out_blocks % 2
     at = c.weights.add(_pack(a["weights"], lanes), a["weights"], f"winograd{lanes}")
     n, _, height, width = out.shape

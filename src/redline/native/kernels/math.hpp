@@ -2,9 +2,20 @@
 // polynomials are least-squares fits on Chebyshev nodes, reweighted towards minimax
 // (tools/fit_polynomials.py prints them); tests hold each function to a few units in the last place.
 #pragma once
+#include "types.hpp"
 #include "vec.hpp"
 
 namespace rl {
+
+// float64 goes to libm: it is for whole numbers' sake and for checks, not for speed.
+RL_INLINE double exp(double x) { return ::exp(x); }
+RL_INLINE double log(double x) { return ::log(x); }
+RL_INLINE double abs(double x) { return __builtin_fabs(x); }
+RL_INLINE double tanh(double x) { return ::tanh(x); }
+RL_INLINE double erf(double x) { return ::erf(x); }
+RL_INLINE double sigmoid(double x) { return 1 / (1 + ::exp(-x)); }
+RL_INLINE double sqrt(double x) { return ::sqrt(x); }
+RL_INLINE double gelu(double x) { return 0.5 * x * (1 + ::erf(x * 0.70710678118654752)); }
 
 template <class V> RL_INLINE V horner(V, float c) { return fill<V>(c); }
 template <class V, class... C> RL_INLINE V horner(V x, float c, C... rest) {

@@ -49,9 +49,11 @@ RL_INLINE void store_first(float* p, vf x, int n) {
 }
 template <class V> RL_INLINE V fill(float x);
 template <> RL_INLINE float fill<float>(float x) { return x; }
+template <> RL_INLINE double fill<double>(float x) { return x; }
 template <> RL_INLINE vf fill<vf>(float x) { return set(x); }
 
 RL_INLINE float select(bool m, float a, float b) { return m ? a : b; }
+RL_INLINE double select(bool m, double a, double b) { return m ? a : b; }
 RL_INLINE vf select(vi m, vf a, vf b) { return m ? a : b; }
 RL_INLINE vi bits(vf x) { return (vi)x; }
 RL_INLINE vf from_bits(vi x) { return (vf)x; }
@@ -74,6 +76,8 @@ RL_INLINE float to_float(int32_t x) { return (float)x; }
 // second operand where one is NaN.
 RL_INLINE float at_least(float x, float low) { return x < low ? low : x; }
 RL_INLINE float at_most(float x, float high) { return x > high ? high : x; }
+RL_INLINE double at_least(double x, float low) { return x < low ? low : x; }
+RL_INLINE double at_most(double x, float high) { return x > high ? high : x; }
 RL_INLINE vf at_least(vf x, float low) {
 #if RL_VECTOR_BYTES == 64 && defined(__AVX512F__)
     return (vf)_mm512_max_ps((__m512)set(low), (__m512)x);
@@ -96,6 +100,7 @@ RL_INLINE vf at_most(vf x, float high) {
 // 1 / x for 2^-100 < |x| < 2^100, to two units in the last place: an estimate, and one of Newton's
 // steps, where a division would hold the unit for ten cycles.
 RL_INLINE float reciprocal(float x) { return 1.f / x; }
+RL_INLINE double reciprocal(double x) { return 1 / x; }
 RL_INLINE vf reciprocal(vf x) {
 #if RL_VECTOR_BYTES == 64 && defined(__AVX512F__)
     const vf y = (vf)_mm512_rcp14_ps((__m512)x);

@@ -1,3 +1,15 @@
-"""How each ONNX operator becomes nodes; importing this fills read.OPERATORS."""
+"""How each ONNX operator becomes nodes; importing this fills registry.OPERATORS."""
 
-from redline.native.operators import anchors, elementwise, movement, recurrent, rows  # noqa: F401
+from redline.native.operators import (  # noqa: F401
+    anchors,
+    casts,
+    contract,
+    control,
+    elementwise,
+    movement,
+    placing,
+    recurrent,
+    resample,
+    rows,
+    windows,
+)

@@ -7,26 +7,41 @@ from typing import Any
 
 import numpy as np
 
+from redline.native.dtypes import FLOATS, NUMBERS
 from redline.native.ir import No, Value, reshaped, view
 from redline.native.read import Op, Reader, constant, operator
 
 
-@operator("MatMul")
+@operator("MatMul", types=NUMBERS)
 def _matmul(r: Reader, op: Op) -> list[Value]:
-    a, b = op.value(0), op.value(1)
-    if a.dtype != np.float32:
-        raise No(f"MatMul of {a.dtype}")
-    if b.const is not None and len(b.shape) == 2 and len(a.shape) >= 2:
-        return [gemm(r, a, np.asarray(b.const))]
-    if len(a.shape) < 2 or len(b.shape) < 2:
-        raise No("MatMul of a vector")
+    return [product(r, op.value(0), op.value(1))]
+
+
+def product(r: Reader, a: Value, b: Value) -> Value:
+    """NumPy's matmul: vectors and batch axes as there."""
+    if len(a.shape) == 1:
+        out = product(r, r.reshape(a, (1, a.size)), b)
+        return r.reshape(out, (*out.shape[:-2], *out.shape[-1:]) if len(b.shape) > 1 else ())
+    if len(b.shape) == 1:
+        out = product(r, a, r.reshape(b, (b.size, 1)))
+        return r.reshape(out, out.shape[:-1])
+    if a.dtype == np.float32 and b.const is not None and len(b.shape) == 2:
+        return gemm(r, a, np.asarray(b.const))
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
-    a, b = _batched(a, batch), _batched(b, batch)
     out = r.new((*batch, m, n), a.dtype)
-    r.add("matmul", out, a, b, m=m, n=n, k=k)
-    r.nodes[-1].flops = 2 * prod(batch) * m * n * k
-    return [out]
+    flops = 2 * prod(batch) * m * n * k
+    if a.dtype == np.float32:
+        if a.steps[-1] != 1 and k > 1:  # its rows are read along
+            a = r.copy(a)
+        r.add("matmul", out, _batched(a, batch), _batched(b, batch), m=m, n=n, k=k)
+    else:
+        full = [r.copy(v) if v.const is not None and v.shape[:-2] != batch else v for v in (a, b)]
+        spread = [v if v.shape[:-2] == batch else _batched(v, batch) for v in full]
+        units = prod(batch) * m
+        r.call("windows.hpp", "product", out, *spread, units=units, numbers=(m, n, k), work=flops)
+    r.nodes[-1].flops = flops
+    return out
 
 
 def _batched(x: Value, batch: tuple[int, ...]) -> Value:
@@ -53,24 +68,34 @@ def gemm(r: Reader, a: Value, b: np.ndarray) -> Value:
     return out
 
 
-@operator("Gemm")
+@operator("Gemm", types=NUMBERS)
 def _general(r: Reader, op: Op) -> list[Value]:
     a, b = op.value(0), op.value(1)
-    if a.dtype != np.float32 or b.const is None:
-        raise No("Gemm without constant weights")
+    alpha, beta = float(op.attr("alpha", 1.0)), float(op.attr("beta", 1.0))
     if op.attr("transA", 0):
-        a = view(a, a.shape[::-1], a.steps[::-1])
-    weights = np.asarray(b.const).T if op.attr("transB", 0) else np.asarray(b.const)
-    out = gemm(r, a, weights * np.float32(op.attr("alpha", 1.0)))
+        a = _transposed(a)
+    if op.attr("transB", 0):
+        b = _transposed(b)
+    if b.const is not None and a.dtype == np.float32:
+        out = gemm(r, a, np.asarray(b.const) * np.float32(alpha))
+    else:
+        out = _scaled(r, product(r, a, b), alpha)
     if op.has(2):
-        bias, beta = op.value(2), float(op.attr("beta", 1.0))
-        if beta != 1.0:
-            bias = r.pointwise("({0} * {1})", bias, constant(np.array(beta, np.float32)))
-        out = r.pointwise("({0} + {1})", out, bias)
+        out = r.pointwise("({0} + {1})", out, _scaled(r, op.value(2), beta))
     return [out]
 
 
-def _window(op: Op, x: Value, kernel: tuple[int, ...]) -> dict[str, Any]:
+def _transposed(x: Value) -> Value:
+    return constant(x.const.T) if x.const is not None else view(x, x.shape[::-1], x.steps[::-1])
+
+
+def _scaled(r: Reader, x: Value, factor: float) -> Value:
+    if factor == 1.0:
+        return x
+    return r.pointwise("({0} * {1})", x, constant(np.array(factor, x.dtype)))
+
+
+def window_of(op: Op, x: Value, kernel: tuple[int, ...]) -> dict[str, Any]:
     """Strides, pads and the output's sizes of a sliding window."""
     rank = len(x.shape) - 2
     strides = tuple(op.attr("strides", (1,) * rank))
@@ -92,14 +117,21 @@ def _window(op: Op, x: Value, kernel: tuple[int, ...]) -> dict[str, Any]:
         if ceil and steps * strides[i] >= x.shape[2 + i] + pads[i]:
             steps -= 1  # a window must start inside the image or its left pad
         sizes.append(steps + 1)
-    pair = rank == 2
     return {
-        "kernel": kernel if pair else (1, *kernel),
-        "strides": strides if pair else (1, *strides),
-        "dilations": dilations if pair else (1, *dilations),
-        "pads": tuple(pads) if pair else (0, pads[0], 0, pads[1]),
-        "sizes": tuple(sizes) if pair else (1, *sizes),
+        "kernel": kernel,
+        "strides": strides,
+        "dilations": dilations,
+        "pads": tuple(pads),
+        "sizes": tuple(sizes),
     }
+
+
+def paired(window: dict[str, Any]) -> dict[str, Any]:
+    """A window over [L] as one over [1, L]."""
+    if len(window["kernel"]) != 1:
+        return window
+    pads = (0, window["pads"][0], 0, window["pads"][1])
+    return {key: pads if key == "pads" else (1, *value) for key, value in window.items()}
 
 
 def _image(r: Reader, x: Value) -> Value:
@@ -111,13 +143,35 @@ def _image(r: Reader, x: Value) -> Value:
     return x
 
 
-@operator("Conv")
+@operator("Conv", types=FLOATS)
 def _conv(r: Reader, op: Op) -> list[Value]:
-    x, weights = op.value(0), op.const(1)
-    if x.dtype != np.float32:
-        raise No(f"Conv of {x.dtype}")
-    window = _window(op, x, weights.shape[2:])
-    image, groups = _image(r, x), op.attr("group", 1)
+    x, w = op.value(0), op.value(1)
+    kernel, groups = w.shape[2:], op.attr("group", 1)
+    window = window_of(op, x, kernel)
+    plain = len(kernel) <= 2 and x.dtype == np.float32 and min(window["pads"]) >= 0
+    if w.const is not None and plain and x.size:
+        return [convolution(r, x, w.const, window, groups, op.value(2) if op.has(2) else None)]
+    out = general_convolution(r, x, w, window, groups)
+    if op.has(2):
+        out = r.pointwise("({0} + {1})", out, by_channel(r, op.value(2), out))
+    return [out]
+
+
+def by_channel(r: Reader, bias: Value, out: Value) -> Value:
+    """[C] seen so that it broadcasts over [N, C, ...]."""
+    return r.reshape(bias, (bias.size, *[1] * (len(out.shape) - 2)))
+
+
+def convolution(
+    r: Reader,
+    x: Value,
+    weights: np.ndarray,
+    window: dict[str, Any],
+    groups: int,
+    bias: Value | None,
+) -> Value:
+    """One or two axes, float32, weights known at build: the fast kernels."""
+    window, image = paired(window), _image(r, x)
     if weights.ndim == 3:
         weights = weights[:, :, None, :]
     shape = (image.shape[0], weights.shape[0], *window["sizes"])
@@ -125,34 +179,68 @@ def _conv(r: Reader, op: Op) -> list[Value]:
     kind = "depthwise" if depthwise else "conv"
     out = r.add(kind, r.new(shape, x.dtype), image, weights=weights, groups=groups, **window)
     r.nodes[-1].flops = 2 * prod(shape) * prod(weights.shape[1:])
-    if op.has(2):
-        bias = constant(op.const(2).reshape(-1, 1, 1))
-        out = r.pointwise("({0} + {1})", out, bias)
-    return [r.reshape(out, (*shape[:2], shape[3])) if len(x.shape) == 3 else out]
+    if bias is not None:
+        seen = constant(bias.const.reshape(-1, 1, 1)) if bias.const is not None else None
+        out = r.pointwise("({0} + {1})", out, seen or r.reshape(bias, (bias.size, 1, 1)))
+    return r.reshape(out, (*shape[:2], shape[3])) if len(x.shape) == 3 else out
 
 
-@operator("MaxPool", "AveragePool")
+def general_convolution(
+    r: Reader, x: Value, w: Value, window: dict[str, Any], groups: int
+) -> Value:
+    """Any weights, up to three axes, float32 or float64."""
+    if len(x.shape) > 5:
+        raise No(f"a convolution over {len(x.shape) - 2} axes")
+    out = r.new((x.shape[0], w.shape[0], *window["sizes"]), x.dtype)
+    flops = 2 * out.size * prod(w.shape[1:])
+    numbers = (x.shape[1], w.shape[0], groups, *geometry(x.shape[2:], window))
+    r.call(
+        "windows.hpp", "convolve", out, x, w,
+        units=x.shape[0] * w.shape[0], numbers=numbers, work=flops,
+    )  # fmt: skip
+    r.nodes[-1].flops = flops
+    return out
+
+
+def geometry(sizes: tuple[int, ...], window: dict[str, Any]) -> tuple[tuple[int, ...], ...]:
+    """Input, output, kernel, strides, dilations, low pads: each filled up to three axes."""
+    rank = len(sizes)
+
+    def full(numbers: tuple[int, ...], rest: int) -> tuple[int, ...]:
+        return (rest,) * (3 - rank) + tuple(numbers)
+
+    return (
+        full(sizes, 1), full(window["sizes"], 1), full(window["kernel"], 1),
+        full(window["strides"], 1), full(window["dilations"], 1), full(window["pads"][:rank], 0),
+    )  # fmt: skip
+
+
+@operator("MaxPool", "AveragePool", types=(*FLOATS, "int8", "uint8"))
 def _pool(r: Reader, op: Op) -> list[Value]:
     x = op.value(0)
-    if x.dtype != np.float32 or op.count > 1:
-        raise No(f"{op.type} of {x.dtype} with {op.count} outputs")
-    window = _window(op, x, tuple(op.attr("kernel_shape")))
-    image = _image(r, x)
-    out = r.new((*image.shape[:2], *window["sizes"]), x.dtype)
+    window = window_of(op, x, tuple(op.attr("kernel_shape")))
     counts = bool(op.attr("count_include_pad", 0))
-    if op.attr("ceil_mode", 0) and counts:
-        raise No("AveragePool that counts its pads, with ceil_mode")
+    ceil = bool(op.attr("ceil_mode", 0)) and counts
+    if x.dtype != np.float32 or len(x.shape) > 4 or op.count > 1 or ceil or not x.size:
+        from redline.native.operators.windows import general_pool
+
+        return general_pool(r, op, x, window)
+    window, image = paired(window), _image(r, x)
+    out = r.new((*image.shape[:2], *window["sizes"]), x.dtype)
     r.add("pool", out, image, mode=op.type, count_pads=counts, **window)
     return [r.reshape(out, (*out.shape[:2], out.shape[3])) if len(x.shape) == 3 else out]
 
 
-@operator("GlobalAveragePool", "GlobalMaxPool")
+@operator("GlobalAveragePool", "GlobalMaxPool", types=FLOATS)
 def _global_pool(r: Reader, op: Op) -> list[Value]:
     x = op.value(0)
-    if x.dtype != np.float32 or len(x.shape) != 4:
-        raise No(f"{op.type} of {x.dtype}{list(x.shape)}")
     mode = "MaxPool" if op.type == "GlobalMaxPool" else "AveragePool"
-    return [global_pool(r, x, mode)]
+    if x.dtype == np.float32 and len(x.shape) == 4:
+        return [global_pool(r, x, mode)]
+    from redline.native.operators.rows import reduce
+
+    axes = list(range(2, len(x.shape)))
+    return [reduce(r, x, "max" if mode == "MaxPool" else "mean", axes)]
 
 
 def global_pool(r: Reader, x: Value, mode: str) -> Value:

@@ -6,11 +6,12 @@ from math import prod
 
 import numpy as np
 
+from redline.native.dtypes import ALL
 from redline.native.ir import Load, No, Value, contiguous, view
 from redline.native.read import Op, Reader, constant, operator
 
 
-@operator("Reshape")
+@operator("Reshape", types=ALL, note="a shape known only at run")
 def _reshape(r: Reader, op: Op) -> list[Value]:
     x = op.value(0)
     shape = [int(n) for n in op.const(1)]
@@ -21,14 +22,14 @@ def _reshape(r: Reader, op: Op) -> list[Value]:
     return [r.reshape(x, tuple(shape))]
 
 
-@operator("Flatten")
+@operator("Flatten", types=ALL)
 def _flatten(r: Reader, op: Op) -> list[Value]:
     x, axis = op.value(0), op.attr("axis", 1)
     axis += len(x.shape) if axis < 0 else 0
     return [r.reshape(x, (prod(x.shape[:axis]), prod(x.shape[axis:])))]
 
 
-@operator("Squeeze")
+@operator("Squeeze", types=ALL)
 def _squeeze(r: Reader, op: Op) -> list[Value]:
     x = op.value(0)
     axes = op.ints(1, "axes") or [i for i, n in enumerate(x.shape) if n == 1]
@@ -36,7 +37,7 @@ def _squeeze(r: Reader, op: Op) -> list[Value]:
     return [r.reshape(x, tuple(n for i, n in enumerate(x.shape) if i not in drop))]
 
 
-@operator("Unsqueeze")
+@operator("Unsqueeze", types=ALL)
 def _unsqueeze(r: Reader, op: Op) -> list[Value]:
     x, axes = op.value(0), op.ints(1, "axes")
     rank = len(x.shape) + len(axes)
@@ -44,7 +45,7 @@ def _unsqueeze(r: Reader, op: Op) -> list[Value]:
     return [r.reshape(x, tuple(1 if i in ones else next(sizes) for i in range(rank)))]
 
 
-@operator("Transpose")
+@operator("Transpose", types=ALL)
 def _transpose(r: Reader, op: Op) -> list[Value]:
     x = op.value(0)
     perm = op.attr("perm", tuple(reversed(range(len(x.shape)))))
@@ -52,7 +53,7 @@ def _transpose(r: Reader, op: Op) -> list[Value]:
     return [view(x, tuple(shape), tuple(steps))]
 
 
-@operator("Expand")
+@operator("Expand", types=ALL)
 def _expand(r: Reader, op: Op) -> list[Value]:
     x = op.value(0)
     shape = np.broadcast_shapes(x.shape, tuple(int(n) for n in op.const(1)))
@@ -67,7 +68,7 @@ def _broadcast(x: Value, shape: tuple[int, ...]) -> Value:
     return view(x, shape, tuple(0 if n == 1 and want != 1 else s for n, s, want in pairs))
 
 
-@operator("Slice")
+@operator("Slice", types=ALL)
 def _slice(r: Reader, op: Op) -> list[Value]:
     x = op.value(0)
     starts, ends = op.ints(1, "starts"), op.ints(2, "ends")
@@ -83,7 +84,7 @@ def _slice(r: Reader, op: Op) -> list[Value]:
     return [view(x, tuple(shape), tuple(steps), offset)]
 
 
-@operator("Split")
+@operator("Split", types=ALL)
 def _split(r: Reader, op: Op) -> list[Value]:
     x, axis = op.value(0), op.attr("axis", 0) % len(op.value(0).shape)
     total, count = x.shape[axis], op.attr("num_outputs", op.count)
@@ -97,7 +98,7 @@ def _split(r: Reader, op: Op) -> list[Value]:
     return found
 
 
-@operator("Concat")
+@operator("Concat", types=ALL)
 def _concat(r: Reader, op: Op) -> list[Value]:
     parts = [value for value in op.ins if value is not None and value.size]
     if not parts:
@@ -115,7 +116,7 @@ def _concat(r: Reader, op: Op) -> list[Value]:
     return [out]
 
 
-@operator("Gather")
+@operator("Gather", types=ALL)
 def _gather(r: Reader, op: Op) -> list[Value]:
     x, index = op.value(0), op.value(1)
     axis = op.attr("axis", 0) % len(x.shape)
@@ -137,43 +138,87 @@ def _gather(r: Reader, op: Op) -> list[Value]:
     return [r.add("gather", out, x, index, length=x.shape[axis], count=index.size, **sizes)]
 
 
-@operator("GatherND")
-def _gather_nd(r: Reader, op: Op) -> list[Value]:
-    """Gather along the first axes taken as one, by the indices joined into one number."""
-    x, index = r.dense(op.value(0)), op.value(1)
-    if op.attr("batch_dims", 0) or index.dtype != np.int64:
-        raise No(f"GatherND of {index.dtype} indices with batch_dims {op.attr('batch_dims', 0)}")
-    depth, places = index.shape[-1], index.shape[:-1]
-    joined = constant(np.zeros(places, np.int64))
-    for axis in range(depth):
-        column = (
-            constant(index.const[..., axis])
-            if index.const is not None
-            else view(index, places, index.steps[:-1], axis * index.steps[-1])
-        )
-        size = x.shape[axis]
-        form = (
-            f"({{0}} + {contiguous(x.shape[:depth])[axis]} * ({{1}} < 0 ? {{1}} + {size} : {{1}}))"
-        )
-        joined = r.pointwise(form, joined, column, vector=False)
-    rest, length = x.shape[depth:], prod(x.shape[:depth])
-    out = r.new((*places, *rest), x.dtype)
-    sizes = {"outer": 1, "inner": prod(rest), "count": prod(places), "length": length}
-    return [r.add("gather", out, x, joined, **sizes)]
-
-
-@operator("GatherElements")
-def _gather_elements(r: Reader, op: Op) -> list[Value]:
-    places = op.const(1)  # not left to the folding of read.py: ONNX's reference fails on some
-    return [constant(np.take_along_axis(op.const(0), places, op.attr("axis", 0)))]
-
-
-@operator("Shape")
+@operator("Shape", types=ALL)
 def _shape(r: Reader, op: Op) -> list[Value]:
     x = op.value(0)
     return [constant(np.array(x.shape[op.attr("start", 0) : op.attr("end")], np.int64))]
 
 
-@operator("Size")
+@operator("Size", types=ALL)
 def _size(r: Reader, op: Op) -> list[Value]:
     return [constant(np.array(op.value(0).size, np.int64))]
+
+
+@operator("DepthToSpace", types=ALL)
+def _depth_to_space(r: Reader, op: Op) -> list[Value]:
+    x, block = op.value(0), op.attr("blocksize")
+    n, c, h, w = x.shape
+    c //= block * block
+    if op.attr("mode", "DCR") == "DCR":
+        split, order = (n, block, block, c, h, w), (0, 3, 4, 1, 5, 2)
+    else:
+        split, order = (n, c, block, block, h, w), (0, 1, 4, 2, 5, 3)
+    moved = permuted(r.reshape(x, split), order)
+    return [r.reshape(moved, (n, c, h * block, w * block))]
+
+
+@operator("SpaceToDepth", types=ALL)
+def _space_to_depth(r: Reader, op: Op) -> list[Value]:
+    x, block = op.value(0), op.attr("blocksize")
+    n, c, h, w = x.shape
+    h, w = h // block, w // block
+    order = (0, 3, 5, 1, 2, 4) if op.attr("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    moved = permuted(r.reshape(x, (n, c, h, block, w, block)), order)
+    return [r.reshape(moved, (n, c * block * block, h, w))]
+
+
+def permuted(x: Value, order: tuple[int, ...]) -> Value:
+    """A view with the axes in another order."""
+    return view(x, tuple(x.shape[i] for i in order), tuple(x.steps[i] for i in order))
+
+
+@operator("Tile", types=ALL)
+def _tile(r: Reader, op: Op) -> list[Value]:
+    x, repeats = op.value(0), op.ints(1)
+    pairs = list(zip(repeats, x.shape, strict=True))
+    shape = tuple(n for pair in pairs for n in pair)
+    steps = tuple(n for step in x.steps for n in (0, step))
+    return [r.reshape(view(x, shape, steps), tuple(k * n for k, n in pairs))]
+
+
+@operator("Trilu", types=ALL)
+def _trilu(r: Reader, op: Op) -> list[Value]:
+    x = op.value(0)
+    rows, columns = np.ogrid[: x.shape[-2], : x.shape[-1]]
+    sign = ">=" if op.attr("upper", 1) else "<="
+    k = op.value(1) if op.has(1) else constant(np.zeros((), np.int64))
+    form = f"(({{2}}) - ({{1}}) {sign} ({{3}}) ? ({{0}}) : 0)"
+    places = [constant(np.asarray(n, np.int64)) for n in (rows, columns)]
+    return [r.pointwise(form, x, *places, r.reshape(k, ()), vector=False)]
+
+
+@operator("EyeLike", types=ALL)
+def _eye(r: Reader, op: Op) -> list[Value]:
+    import onnx_ir
+
+    x = op.value(0)
+    dtype = onnx_ir.DataType(op.attr("dtype")).numpy() if op.attr("dtype") else x.dtype
+    rows, columns = x.shape
+    return [constant(np.eye(rows, columns, op.attr("k", 0)).astype(dtype))]
+
+
+@operator("Constant", types=ALL)
+def _constant(r: Reader, op: Op) -> list[Value]:
+    raise No("Constant of strings or sparse values")
+
+
+@operator("ConstantOfShape", types=("int64",), note="a shape known only at run")
+def _filled(r: Reader, op: Op) -> list[Value]:
+    fill = np.asarray(op.attr("value", np.zeros(1, np.float32))).reshape(-1)[0]
+    return [constant(np.full(tuple(int(n) for n in op.const(0)), fill))]
+
+
+@operator("Range", types=("float32", "float64", "int64", "int32", "int16"), note="at run")
+def _range(r: Reader, op: Op) -> list[Value]:
+    start, limit, step = (op.const(i).reshape(()) for i in range(3))
+    return [constant(np.arange(start, limit, step, dtype=op.value(0).dtype))]

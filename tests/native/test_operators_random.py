@@ -1,0 +1,216 @@
+"""Operators over random shapes, drawn by hypothesis, against NumPy and ONNX's reference.
+
+A file of C++ for each example would take a second: an example is a list of graphs, compiled
+together, as tools/node_tests.py does it.
+"""
+
+import warnings
+
+import hypothesis.strategies as st
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from native_models import graph, needs_compiler, reference
+from onnx import helper
+
+import node_tests
+
+pytestmark = needs_compiler
+
+SEEDS = st.integers(0, 2**31)
+DIM = st.integers(1, 9)
+
+
+def shapes(low=1, high=4):
+    return st.lists(DIM, min_size=low, max_size=high).map(tuple)
+
+
+def normal(shape, seed):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@st.composite
+def elementwise(draw):
+    shape = draw(shapes())
+    other = tuple(n if draw(st.booleans()) else 1 for n in shape)[
+        draw(st.integers(0, len(shape))) :
+    ]
+    kind = draw(st.sampled_from(["Add", "Sub", "Mul", "Max", "Min", "Greater", "LessOrEqual"]))
+    after = draw(
+        st.sampled_from(["Tanh", "Sigmoid", "Softplus", "Exp", "Erf", "HardSwish", "Celu"])
+    )
+    nodes = [helper.make_node(after, ["a"], ["c"]), helper.make_node(kind, ["c", "b"], ["y"])]
+    seed = draw(SEEDS)
+    return nodes, {"a": normal(shape, seed), "b": normal(other, seed + 1)}
+
+
+@st.composite
+def whole_numbers(draw):
+    dtype = draw(st.sampled_from([np.int64, np.int32, np.uint8, np.int8]))
+    kind = draw(st.sampled_from(["Add", "Mul", "Max", "Equal", "Less", "BitwiseXor", "Mod"]))
+    shape, random = draw(shapes()), np.random.default_rng(draw(SEEDS))
+    a, b = (random.integers(1, 100, shape).astype(dtype) for _ in range(2))
+    return [helper.make_node(kind, ["a", "b"], ["y"])], {"a": a, "b": b}
+
+
+@st.composite
+def reductions(draw):
+    shape = draw(shapes())
+    axes = draw(st.sets(st.integers(0, len(shape) - 1), min_size=1))
+    kind = draw(
+        st.sampled_from(["Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSumExp"])
+    )
+    node = helper.make_node(f"Reduce{kind}", ["a", "axes"], ["y"], keepdims=draw(st.integers(0, 1)))
+    return [node], {"a": normal(shape, draw(SEEDS))}, {"axes": np.array(sorted(axes))}
+
+
+@st.composite
+def pads(draw):
+    shape = tuple(n + 2 for n in draw(shapes()))
+    mode = draw(st.sampled_from(["constant", "reflect", "edge", "wrap"]))
+    most = min(shape) - 1
+    amounts = [draw(st.integers(0, most)) for _ in range(2 * len(shape))]
+    node = helper.make_node("Pad", ["a", "pads"], ["y"], mode=mode)
+    return [node], {"a": normal(shape, draw(SEEDS))}, {"pads": np.array(amounts)}
+
+
+@st.composite
+def resizes(draw):
+    rank = draw(st.integers(1, 3))
+    shape = (draw(DIM), draw(DIM), *(draw(st.integers(2, 9)) for _ in range(rank)))
+    sizes = [*shape[:2], *(draw(st.integers(1, 17)) for _ in range(rank))]
+    mode = draw(st.sampled_from(["nearest", "linear"] + ["cubic"] * (rank == 2)))
+    where = draw(
+        st.sampled_from(["half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"])
+    )
+    node = helper.make_node(
+        "Resize", ["a", "", "", "sizes"], ["y"], mode=mode, coordinate_transformation_mode=where
+    )
+    return [node], {"a": normal(shape, draw(SEEDS))}, {"sizes": np.array(sizes)}
+
+
+@st.composite
+def placing(draw):
+    shape = draw(shapes())
+    axis = draw(st.integers(-len(shape), len(shape) - 1))
+    random = np.random.default_rng(draw(SEEDS))
+    size = shape[axis]
+    a = random.standard_normal(shape).astype(np.float32)
+    kind = draw(st.sampled_from(["GatherElements", "CumSum", "TopK", "ArgMax", "Tile", "Trilu"]))
+    if kind == "GatherElements":
+        at = random.integers(-size, size, shape)
+        return [helper.make_node(kind, ["a", "i"], ["y"], axis=axis)], {"a": a, "i": at}
+    if kind == "CumSum":
+        flags = {"reverse": draw(st.integers(0, 1)), "exclusive": draw(st.integers(0, 1))}
+        return [helper.make_node(kind, ["a", "i"], ["y"], **flags)], {"a": a}, {"i": np.array(axis)}
+    if kind == "TopK":
+        k = np.array([draw(st.integers(1, size))])
+        node = helper.make_node(kind, ["a", "k"], ["y", "p"], axis=axis)
+        return [node], {"a": a}, {"k": k}
+    if kind == "ArgMax":
+        return [helper.make_node(kind, ["a"], ["y"], axis=axis)], {"a": a}
+    if kind == "Tile":
+        times = random.integers(1, 4, len(shape))
+        return [helper.make_node(kind, ["a", "n"], ["y"])], {"a": a}, {"n": times}
+    wide = random.standard_normal((*shape, draw(DIM))).astype(np.float32)
+    node = helper.make_node(kind, ["a"], ["y"], upper=draw(st.integers(0, 1)))
+    return [node], {"a": wide}
+
+
+@st.composite
+def transposed_convolutions(draw):
+    rank, groups = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    inner, outer = draw(st.integers(1, 3)) * groups, draw(st.integers(1, 3))
+    kernel = [draw(st.integers(1, 4)) for _ in range(rank)]
+    strides = [draw(st.integers(1, 3)) for _ in range(rank)]
+    more = [draw(st.integers(0, s - 1)) for s in strides]
+    low = [draw(st.integers(0, (k - 1) // 2)) for k in kernel]
+    size = [draw(st.integers(2, 6)) for _ in range(rank)]
+    node = helper.make_node(
+        "ConvTranspose", ["a", "w", "b"], ["y"], strides=strides, group=groups,
+        pads=low + low, output_padding=more,
+    )  # fmt: skip
+    seed = draw(SEEDS)
+    weights = {"w": normal((inner, outer, *kernel), seed), "b": normal((outer * groups,), seed + 1)}
+    return [node], {"a": normal((draw(st.integers(1, 2)), inner, *size), seed + 2)}, weights
+
+
+@st.composite
+def convolutions(draw):
+    rank, groups = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    inner, outer = draw(st.integers(1, 9)), draw(st.integers(1, 9)) * groups
+    kernel = [draw(st.integers(1, 3)) for _ in range(rank)]
+    attributes = {
+        "strides": [draw(st.integers(1, 2)) for _ in range(rank)],
+        "dilations": [draw(st.integers(1, 2)) for _ in range(rank)],
+        "pads": [draw(st.integers(0, 2)) for _ in range(2 * rank)],
+    }
+    size = [draw(st.integers(5, 9)) for _ in range(rank)]
+    node = helper.make_node("Conv", ["a", "w"], ["y"], group=groups, **attributes)
+    seed, known = draw(SEEDS), draw(st.booleans())
+    w, a = normal((outer, inner, *kernel), seed), normal((2, inner * groups, *size), seed + 1)
+    return ([node], {"a": a}, {"w": w}) if known else ([node], {"a": a, "w": w})
+
+
+ALL = [elementwise, whole_numbers, reductions, pads, resizes, placing, convolutions]
+ONE = st.one_of(*(make() for make in [*ALL, transposed_convolutions]))
+
+
+def case(number, nodes, inputs, weights=None):
+    outputs = [name for name in nodes[-1].output if name]
+    model = graph(nodes, inputs, outputs, weights)
+    arrays = list(inputs.values())
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        wanted = torch_result(nodes[0], inputs, weights) or reference(model, arrays)
+    kept = [np.asarray(w) for w in wanted]
+    floats = [w.astype(np.float32) if w.dtype == np.float64 else w for w in kept]
+    return node_tests.Case(f"case{number}", model, [(arrays, floats)], (3e-5, 3e-5))
+
+
+def torch_result(node, inputs, weights):
+    """Transposed convolution by torch: ONNX's reference lacks groups over three axes."""
+    if node.op_type != "ConvTranspose":
+        return None
+    import torch
+
+    a = {x.name: onnx.helper.get_attribute_value(x) for x in node.attribute}
+    x, w, b = (torch.from_numpy(v).double() for v in (inputs["a"], weights["w"], weights["b"]))
+    function = getattr(torch.nn.functional, f"conv_transpose{x.ndim - 2}d")
+    half = a["pads"][: x.ndim - 2]
+    how = {"padding": half, "output_padding": a["output_padding"], "groups": a["group"]}
+    return [function(x, w, b, stride=a["strides"], **how).numpy()]
+
+
+def check(drawn):
+    cases = [case(i, *made) for i, made in enumerate(drawn)]
+    for done in node_tests.results(cases, node_tests.fastest(), verbose=True):
+        nodes = [str(node).replace("\n", " ") for node in done.model.graph.node]
+        shapes_of = [np.shape(a) for a in done.data[0][0]]
+        assert not done.error, f"{nodes} {shapes_of}: {done.error}"
+        assert not done.refused, f"{nodes}: {done.refused}"
+
+
+QUICK = settings(
+    max_examples=2,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@QUICK
+@given(st.lists(ONE, min_size=24, max_size=24))
+def test_random_shapes(drawn):
+    check(drawn)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@settings(QUICK, max_examples=12)
+@given(st.lists(ONE, min_size=50, max_size=50))
+def test_many_random_shapes(drawn):
+    check(drawn)
