@@ -7,10 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 from native_models import compiled, graph, needs_compiler, opened
 from onnx import helper
 
-from redline.errors import RunError
+from redline import backends
+from redline.backends.base import Candidate, Source
+from redline.capture.capture import capture
+from redline.engine.store import FolderStore
+from redline.errors import RefusedError, RunError
+from redline.graph import serialize
 from redline.runtime import run_native
 
 pytestmark = needs_compiler
@@ -124,3 +130,49 @@ def test_cut_weights_are_refused(folder, tmp_path):
     (tmp_path / "weights.bin").write_bytes(b"short")
     with pytest.raises(RunError, match="has 5 bytes, expected"):
         opened(MODEL, inputs(), tmp_path)
+
+
+NET = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.GELU(), torch.nn.Linear(32, 5)).eval()
+
+
+def built(module, example, dynamic, folder):
+    """The native part of a model with dynamic dims, opened; and its signature."""
+    model = capture(module, example, dynamic=dynamic)
+    graph = folder / "graph.onnx"
+    graph.write_bytes(serialize.to_bytes(model.graph))
+    backend = backends.get("native")
+    source = Source(model.signature, tuple(model.example), graph)
+    part = backend.build(source, Candidate("native", {"threads": 1, "winograd": False}), folder)
+    return run_native.open_part(part, FolderStore(folder), model.signature), part
+
+
+def test_a_batch_of_any_size_runs_in_pieces(tmp_path):
+    runner, part = built(NET, torch.randn(4, 8), {"batch": (1, 4, 20)}, tmp_path)
+    assert sorted(part.files)[:3] == ["model-batch1.so", "model-batch20.so", "model-batch4.so"]
+    for size in (1, 2, 4, 7, 19, 20, 31):
+        x = torch.randn(size, 8, generator=torch.Generator().manual_seed(size))
+        (got,) = runner.run([x.numpy()])
+        np.testing.assert_allclose(got, NET(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert runner.profile([np.zeros((4, 8), np.float32)], calls=2)
+    runner.close()
+
+
+class Pairs(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ x.transpose(1, 2)
+
+
+def test_a_few_sizes_have_a_build_each(tmp_path):
+    dynamic = {"x": {1: ("length", 3, 4, 6)}}
+    runner, part = built(Pairs().eval(), torch.randn(2, 4, 5), dynamic, tmp_path)
+    assert len(part.files) == 8
+    for size in (3, 4, 5, 6):
+        x = torch.randn(2, size, 5, generator=torch.Generator().manual_seed(size))
+        (got,) = runner.run([x.numpy()])
+        np.testing.assert_allclose(got, Pairs()(x).numpy(), rtol=1e-4, atol=1e-5)
+    runner.close()
+
+
+def test_a_wide_range_that_is_no_batch_is_refused_by_name(tmp_path):
+    with pytest.raises(RefusedError, match="dynamic length from 3 to 99"):
+        built(Pairs().eval(), torch.randn(2, 4, 5), {"x": {1: ("length", 3, 4, 99)}}, tmp_path)

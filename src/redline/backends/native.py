@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
+from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from redline import machine
 from redline.backends.base import Candidate, Missing, Source, Traits
 from redline.engine.manifest import Part
 from redline.errors import RefusedError
 from redline.native import isa, toolchain
+from redline.signature import Signature
 
-GENERATION = "2"  # one more whenever the kernels change their speed or their numbers
+if TYPE_CHECKING:
+    import onnx_ir
+
+GENERATION = "3"  # one more whenever the kernels change their speed or their numbers
+_MOST = 4  # builds of one model
 
 
 class NativeBackend:
@@ -34,8 +42,7 @@ class NativeBackend:
     def candidates(self, traits: Traits) -> Sequence[Candidate]:
         if not traits.has_graph:
             raise RefusedError("the model has no ONNX graph", hint="see the notes on its export")
-        if traits.signature.dims:
-            raise RefusedError("dynamic dims: the compiler needs every size")
+        points(traits.signature)
         many = traits.threads
         found = [Candidate("native", {"threads": many, "winograd": False}, rank=30)]
         if "Conv" in traits.operators:
@@ -52,20 +59,84 @@ class NativeBackend:
         if source.graph is None:
             raise RefusedError("the model has no ONNX graph")
         target = isa.usable(sorted(machine.isa_flags()))[0]
-        made = compile_graph(
-            onnx_ir.load(source.graph),
-            target,
-            int(candidate.setting["threads"]),
-            folder,
-            winograd=bool(candidate.setting["winograd"]),
-        )
-        kinds = Counter(node.kind for node in made.program.nodes)
+        kinds: Counter[str] = Counter()
+        files: list[str] = []
+        for point in points(source.signature):
+            model = onnx_ir.load(source.graph)
+            _fix(model, source.signature, point)
+            made = compile_graph(
+                model,
+                target,
+                int(candidate.setting["threads"]),
+                folder,
+                winograd=bool(candidate.setting["winograd"]),
+            )
+            kinds = Counter(node.kind for node in made.program.nodes)
+            files += _named(folder, point)
         return Part(
             "native",
             candidate.setting,
-            files=("model.so", "weights.bin"),
+            files=tuple(files),
             code=True,
             isa=target.needs,
             operators=dict(kinds),
             tolerance_class="winograd-f43" if "winograd" in kinds else "fp32",
         )
+
+
+def points(signature: Signature) -> list[dict[str, int]]:
+    """The sizes of the dynamic dims to compile for, one build for each; [{}] where all are fixed.
+
+    A batch that may be any size is run in pieces of the sizes there are builds for; which is right
+    as long as its items do not see each other, and the cases at both ends hold it to that.
+
+    Raises:
+        RefusedError: the dims take more values than it is worth to compile for.
+    """
+    dims = signature.dims
+    values = [range(dim.min, dim.max + 1) for dim in dims]
+    if prod(map(len, values)) <= _MOST:
+        names = [dim.name for dim in dims]
+        return [dict(zip(names, sizes, strict=True)) for sizes in product(*values)]
+    if len(dims) == 1 and _is_batch(signature, dims[0].name):
+        return [{dims[0].name: size} for size in sorted({1, dims[0].opt, dims[0].max})]
+    told = ", ".join(f"{dim.name} from {dim.min} to {dim.max}" for dim in dims)
+    raise RefusedError(
+        f"dynamic {told}: the compiler needs every size",
+        hint="only a batch, the first axis of every input and output, may have a wide range",
+    )
+
+
+def _is_batch(signature: Signature, name: str) -> bool:
+    """The dim is the first axis of everything, and nowhere else."""
+    shapes = [spec.shape for spec in (*signature.inputs, *signature.outputs)]
+    return all(
+        shape and shape[0] == name and all(isinstance(axis, int) for axis in shape[1:])
+        for shape in shapes
+    )
+
+
+def _fix(model: onnx_ir.Model, signature: Signature, point: dict[str, int]) -> None:
+    """Put the point's sizes in the place of the graph's free dims."""
+    import onnx_ir
+
+    if not point:
+        return
+    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+    for value, spec in zip(inputs, signature.inputs, strict=True):
+        sizes = [point[axis] if isinstance(axis, str) else axis for axis in spec.shape]
+        value.shape = onnx_ir.Shape(sizes)
+
+
+def _named(folder: Path, point: dict[str, int]) -> list[str]:
+    """Give the two files of a build names of its own, and say them."""
+    names = ["model.so", "weights.bin"]
+    if not point:
+        return names
+    tag = "-".join(f"{name}{size}" for name, size in point.items())
+    found = []
+    for number, name in enumerate(names):
+        stem, suffix = name.split(".")
+        found.append(f"{stem}-{re.sub(r'[^0-9A-Za-z-]', '_', tag)}.{suffix}")
+        (folder / name).replace(folder / found[number])
+    return found

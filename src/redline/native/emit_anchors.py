@@ -176,11 +176,9 @@ def conv(c: Code, node: Node) -> str:
     sh, sw = a["strides"]
     taps, origin, group, row, pixel = _conv_input(c, node)
     yn, yb, yh, yw, _ = c.geometry(out)
-    tiles = many + rest
-    units = oh * tiles
+    units = oh * (tiles := many + rest)
     panels = full + (1 if left else 0)
-    work = node.flops // 2
-    split = c.threads if work >= SMALL else 1
+    split = c.threads if node.flops // 2 >= SMALL else 1
     floats = depth(weights, planar, lanes) * wide * lanes
     steps = (kh if planar else kh * kw) * (ic if planar else -(-ic // lanes))
     ahead = _ahead(floats * 4, steps, units)

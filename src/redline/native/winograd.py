@@ -75,9 +75,8 @@ def emit(c: Code, node: Node) -> str:
     (sn, plane, row, pixel, _), (yn, yb, yh, _, _) = c.geometry(x), c.geometry(out)
     pad = a["pads"][0] * row + a["pads"][1] * pixel
     v, m, threads = 36 * blocks * count * lanes, 36 * 2 * count * lanes, c.threads
-    mine = "0" if shared else f"t * {v}"
     lines = [
-        f"float* const v = (float*)(c.arena + {a['scratch']}) + {mine};",
+        f"float* const v = (float*)(c.arena + {a['scratch']}) + {0 if shared else f't * {v}'};",
         f"float* const m = (float*)(c.arena + {a['scratch']}) + {(1 if shared else threads) * v} + t * {m};",
         f"const float* const w = (const float*)(c.weights + {at});",
         f"const rl::Winograd g = {{{blocks}, {plane}, {row}, {yb}, {yh}, {height}, {width}, {-(-width // 4)}}};",

@@ -39,6 +39,7 @@ class NativeRunner:
         outputs = tuple((tuple(s["shape"]), np.dtype(s["dtype"])) for s in told["outputs"])
         self._closed = False
         self._told = told
+        self.shapes = tuple(shape for _, shape in self._inputs)
         if Caller is not None and _plain(self._inputs, outputs):
             inputs = tuple((dtype.char, shape) for dtype, shape in self._inputs)
             run = ctypes.cast(library.redline_run, ctypes.c_void_p).value or 0
@@ -174,8 +175,47 @@ def _address(array: np.ndarray) -> int:
     return address
 
 
-def open_part(part: Part, store: Store, signature: Signature) -> NativeRunner:
-    """Open "model.so" (machine code) with "weights.bin".
+class PointsRunner:
+    """Builds of one model for several sizes; a batch of another size is run in pieces."""
+
+    def __init__(self, part: Part, runners: Sequence[NativeRunner]) -> None:
+        self._part = part
+        self._exact = {runner.shapes: runner for runner in runners}
+        batches = {shapes[0][0]: runner for shapes, runner in self._exact.items() if shapes[0]}
+        self._batches = sorted(batches.items(), key=lambda item: -item[0])
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        exact = self._exact.get(tuple(array.shape for array in inputs))
+        if exact is not None:
+            return exact.run(inputs)
+        total, done = (inputs[0].shape or (0,))[0], 0
+        pieces = []
+        for size, runner in self._batches:
+            while total - done >= size > 0:
+                pieces.append(runner.run([array[done : done + size] for array in inputs]))
+                done += size
+        if not pieces or done != total:
+            shapes = [list(array.shape) for array in inputs]
+            raise failed(self._part, ValueError(f"no build for inputs of shapes {shapes}"))
+        return [np.concatenate(outputs) for outputs in zip(*pieces, strict=True)]
+
+    def profile(self, inputs: Sequence[np.ndarray], calls: int = 15) -> list[dict[str, Any]]:
+        """The groups of the build for exactly these sizes; empty where there is none."""
+        exact = self._exact.get(tuple(array.shape for array in inputs))
+        return exact.profile(inputs, calls) if exact else []
+
+    @property
+    def missed(self) -> list[str]:
+        """Fusions that the compiler refused, each with its reason."""
+        return next(iter(self._exact.values())).missed
+
+    def close(self) -> None:
+        for runner in self._exact.values():
+            runner.close()
+
+
+def open_part(part: Part, store: Store, signature: Signature) -> NativeRunner | PointsRunner:
+    """Open "model.so" (machine code) with "weights.bin", or a pair of such files for each size.
 
     Setting: threads (int), which the code was compiled for.
 
@@ -185,8 +225,22 @@ def open_part(part: Part, store: Store, signature: Signature) -> NativeRunner:
     built = int(part.setting["threads"])
     if built > threads(part):
         raise RunError(f"the native part is compiled for {built} threads, {threads(part)} allowed")
+    libraries = [name for name in part.files if name.endswith(".so")]
+    runners = []
     try:
-        library = ctypes.CDLL(str(store.path("model.so")))
+        for name in libraries:
+            weights = name.replace("model", "weights").replace(".so", ".bin")
+            runners.append(_open(part, store, signature, name, weights))
+    except BaseException:
+        for runner in runners:
+            runner.close()
+        raise
+    return PointsRunner(part, runners) if signature.dims else runners[0]
+
+
+def _open(part: Part, store: Store, signature: Signature, name: str, data: str) -> NativeRunner:
+    try:
+        library = ctypes.CDLL(str(store.path(name)))
         library.redline_describe.restype = ctypes.c_char_p
         library.redline_open.restype = ctypes.c_void_p
         library.redline_open.argtypes = [ctypes.c_void_p]
@@ -203,16 +257,24 @@ def open_part(part: Part, store: Store, signature: Signature) -> NativeRunner:
         raise RunError(f"the native part has ABI {told['abi']}, this Redline reads {ABI}")
     expected = [[spec.dtype, list(spec.shape)] for spec in signature.inputs]
     found = [[spec["dtype"], spec["shape"]] for spec in told["inputs"]]
-    if expected != found:
+    if len(expected) != len(found) or not all(map(_fits, expected, found)):
         raise RunError(f"the native part takes {found}, the signature says {expected}")
-    return NativeRunner(part, library, _weights(store, int(told["weights"])), told)
+    return NativeRunner(part, library, _weights(store, data, int(told["weights"])), told)
 
 
-def _weights(store: Store, size: int) -> np.ndarray:
+def _fits(expected: list[Any], found: list[Any]) -> bool:
+    """The same dtype and shape, but for dims that are free."""
+    (dtype, shape), (other, sizes) = expected, found
+    if dtype != other or len(shape) != len(sizes):
+        return False
+    return all(isinstance(axis, str) or axis == n for axis, n in zip(shape, sizes, strict=True))
+
+
+def _weights(store: Store, name: str, size: int) -> np.ndarray:
     """The file as aligned memory, mapped and not read; pages begin at multiples of 4096."""
     if not size:
         return np.zeros(_ALIGN, np.uint8)
-    weights = np.memmap(store.path("weights.bin"), np.uint8, "r")
+    weights = np.memmap(store.path(name), np.uint8, "r")
     if weights.size != size:
-        raise RunError(f"weights.bin of the native part has {weights.size} bytes, expected {size}")
+        raise RunError(f"{name} of the native part has {weights.size} bytes, expected {size}")
     return weights
