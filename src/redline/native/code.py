@@ -11,7 +11,7 @@ from redline.native.dtypes import ctype
 from redline.native.ir import Acc, Expr, Load, Program, Value, contiguous
 from redline.native.isa import Isa
 from redline.native.literals import literal, whole
-from redline.native.plan import Plan, plane
+from redline.native.plan import Plan, floats, plane
 
 SMALL = 100_000  # element-operations below which a second thread costs more than it brings
 
@@ -82,6 +82,10 @@ class Code:
         row = (w + value.layout.halo[1] + value.layout.halo[3]) * self.lanes
         block = plane(value, self.lanes)
         return (-(-c // self.lanes) * block, block, row, self.lanes, 1)
+
+    def floats(self, value: Value) -> int:
+        """Elements of the value's memory, halo and filled-up channels included."""
+        return floats(value, self.lanes)
 
     def first(self, value: Value) -> int:
         """Elements before the first pixel."""

@@ -11,6 +11,8 @@ from redline.native.fuse import matrix_steps
 from redline.native.ir import Node, Value, leaves
 
 _FEW_ROWS = 4  # rows of A that any cache holds, however they lie
+_CHUNK = 256 << 10  # bytes of an image that stay in the second-level cache beside the weights
+_PER_BYTE = 12  # operations that a core does while a byte comes from the third-level cache
 _SKEW = 16  # floats by which a copied row is longer than what it holds
 
 
@@ -180,33 +182,61 @@ def conv(c: Code, node: Node) -> str:
     panels = full + (1 if left else 0)
     split = c.threads if node.flops // 2 >= SMALL else 1
     floats = depth(weights, planar, lanes) * wide * lanes
+    by_rows, chunk = _order(c, node, groups * panels, units, floats * 4, split)
     steps = (kh if planar else kh * kw) * (ic if planar else -(-ic // lanes))
-    ahead = _ahead(floats * 4, steps, units)
-    by_rows = groups == 1 and (panels < 2 * split and panels % split != 0) and units >= split
+    ahead = _ahead(floats * 4, steps, units) if chunk == units else 0
+    all_panels = f"rl::Span{{0, {groups * panels}}}"
     lines = [
         f"if (t >= {split}) return;",
         f"const float* const w = (const float*)(c.weights + {at});",
         f"constexpr rl::Taps taps = {taps};",
-        f"const rl::Span panels = rl::share({1 if by_rows else groups * panels}, t, {split});",
+        f"const rl::Span panels = {all_panels if by_rows else f'rl::share({groups * panels}, t, {split})'};",
         f"const rl::Span units = {f'rl::share({units}, t, {split})' if by_rows else f'rl::Span{{0, {units}}}'};",
         f"for (long b = 0; b < {n}; ++b) {{",
         f"const float* x = {origin}; float* y = {c.pointer(out, write=True)} + b * {yn};",
         f"const auto epilogue = {lambda_epilogue(c, node, 'long ob, long h, long v')};",
-    ]
-    span = f"0; q < {groups * panels}" if by_rows else "panels.first; q < panels.last"
-    lines += [
-        f"for (long q = {span}; ++q) {{",
+        f"for (long first = units.first; first < units.last; first += {chunk}) {{",
+        f"const long last = first + {chunk} < units.last ? first + {chunk} : units.last;",
+        "for (long q = panels.first; q < panels.last; ++q) {",
         f"const long g = q / {panels}, p = q % {panels}, ob = g * {blocks} + p * {wide};",
         f"const float* const wp = w + g * {step} + p * {floats};",
         f"const char* next = (const char*)(wp + {floats});",
-        f"for (long u = units.first; u < units.last; ++u, next += {64 * ahead * steps}) {{",
+        f"for (long u = first; u < last; ++u, next += {64 * ahead * steps}) {{",
         f"const long h = u / {tiles}, i = u % {tiles};",
         f"const long v = i < {many} ? i * {size} : {many * size} + (i - {many}) * {size - 1};",
         f"const float* from = x + g * {group} + h * {sh * row} + v * {sw * pixel};",
         f"float* to = y + ob * {yb} + h * {yh} + v * {yw};",
     ]
     lines += _conv_calls(size, many, rest, widths(wide, full, left), sw * pixel, yb, ahead)
-    return "\n".join([*lines, "}\n}\n}\n"])
+    return "\n".join([*lines, "}\n}\n}\n}\n"])
+
+
+def _order(
+    c: Code, node: Node, panels: int, units: int, panel: int, split: int
+) -> tuple[bool, int]:
+    """(whether threads share pixels instead of panels of weights, tiles at a time).
+
+    Whatever does not fit the second-level cache is read anew: the image for each panel, or, where
+    a chunk of it stays there, the weights for each chunk. The smaller sum of the two is taken.
+    """
+    image = c.floats(node.ins[0]) * 4 // node.ins[0].shape[0]
+    if node.attrs["groups"] > 1:
+        return False, units
+    ways = []
+    for by_rows in (False, True):
+        mine_panels, mine_units = (
+            (panels, -(-units // split)) if by_rows else (-(-panels // split), units)
+        )
+        mine = image * mine_units / units
+        busiest = mine_units * mine_panels / (units * panels / split)  # of an even share
+        for count in {1, max(1, -(-int(mine) // _CHUNK))}:
+            again = mine_panels if mine / count > 2 * _CHUNK else 1
+            traffic = mine * again + panel * mine_panels * count
+            ways.append(
+                (busiest * node.flops / split / _PER_BYTE + traffic, by_rows, count, mine_units)
+            )
+    _, by_rows, count, mine_units = min(ways)
+    return by_rows, max(1, -(-mine_units // count)) if count > 1 else units
 
 
 def _ahead(panel: int, steps: int, tiles: int) -> int:
