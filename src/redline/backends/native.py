@@ -10,9 +10,11 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from redline import machine
+import numpy as np
+
+from redline import knobs, machine
 from redline.backends.base import Candidate, Missing, Source, Traits
-from redline.engine.manifest import Part
+from redline.engine.manifest import Part, Setting
 from redline.errors import RefusedError
 from redline.native import isa, toolchain
 from redline.signature import Signature
@@ -47,6 +49,13 @@ class NativeBackend:
         found = [Candidate("native", {"threads": many, "winograd": False}, rank=30)]
         if "Conv" in traits.operators:
             found.append(Candidate("native", {"threads": many, "winograd": True}, rank=31))
+        if knobs.number("REDLINE_TUNE") and _worth_tuning(traits):
+            wanted: Setting = {
+                "threads": many,
+                "winograd": "Conv" in traits.operators,
+                "tuned": True,
+            }
+            found.append(Candidate("native", wanted, rank=33))
         if many > 1:
             found.append(Candidate("native", {"threads": 1, "winograd": False}, rank=32))
         return found
@@ -54,7 +63,7 @@ class NativeBackend:
     def build(self, source: Source, candidate: Candidate, folder: Path) -> Part:
         import onnx_ir
 
-        from redline.native.compile import compile_graph
+        from redline.native.compile import compile_graph, tune_graph
 
         if source.graph is None:
             raise RefusedError("the model has no ONNX graph")
@@ -64,13 +73,12 @@ class NativeBackend:
         for point in points(source.signature):
             model = onnx_ir.load(source.graph)
             _fix(model, source.signature, point)
-            made = compile_graph(
-                model,
-                target,
-                int(candidate.setting["threads"]),
-                folder,
-                winograd=bool(candidate.setting["winograd"]),
-            )
+            inputs = [np.resize(array, shape) for array, shape in _sized(source, point)]
+            many, winograd = int(candidate.setting["threads"]), bool(candidate.setting["winograd"])
+            choices = None
+            if candidate.setting.get("tuned"):
+                choices = tune_graph(model, target, many, inputs, winograd=winograd)
+            made = compile_graph(model, target, many, folder, winograd=winograd, choices=choices)
             kinds = Counter(node.kind for node in made.program.nodes)
             files += _named(folder, point)
         return Part(
@@ -105,6 +113,21 @@ def points(signature: Signature) -> list[dict[str, int]]:
         f"dynamic {told}: the compiler needs every size",
         hint="only a batch, the first axis of every input and output, may have a wide range",
     )
+
+
+def _worth_tuning(traits: Traits) -> bool:
+    """Something in it has schedules, and every size is known."""
+    tunable = {"Conv", "Gemm", "MatMul"} & set(traits.operators)
+    return bool(tunable) and not traits.signature.dims
+
+
+def _sized(source: Source, point: dict[str, int]) -> list[tuple[np.ndarray, tuple[int, ...]]]:
+    """The example inputs, and the shape that each has at a point."""
+    specs = source.signature.inputs
+    return [
+        (array, tuple(point[axis] if isinstance(axis, str) else axis for axis in spec.shape))
+        for array, spec in zip(source.example, specs, strict=True)
+    ]
 
 
 def _is_batch(signature: Signature, name: str) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir
 
 from redline.native import expand, toolchain
@@ -15,6 +17,7 @@ from redline.native.ir import Program
 from redline.native.isa import Isa
 from redline.native.layout import Layouts
 from redline.native.read import read
+from redline.native.tune import Choices, key, space, tune
 from redline.native.winograd import choose
 
 
@@ -27,12 +30,19 @@ class Compiled:
 
 
 def compile_graph(
-    model: onnx_ir.Model, isa: Isa, threads: int, folder: Path, *, winograd: bool = False
+    model: onnx_ir.Model,
+    isa: Isa,
+    threads: int,
+    folder: Path,
+    *,
+    winograd: bool = False,
+    choices: Choices | None = None,
 ) -> Compiled:
     """Write "model.so" and "weights.bin" into `folder`.
 
-    `winograd` allows Winograd's F(4x4, 3x3) where it pays. REDLINE_DUMP names a folder that gets
-    the C++ as well, REDLINE_DEBUG=2 to 5 tells what each pass did.
+    `winograd` allows Winograd's F(4x4, 3x3) where it pays; `choices` are what tune_graph() found.
+    REDLINE_DUMP names a folder that gets the C++ as well, and REDLINE_DEBUG=2 to 5 tells what each
+    pass did.
 
     Raises:
         RefusedError: an operator or shape that the compiler has no kernel for.
@@ -46,6 +56,8 @@ def compile_graph(
     trace.done("read", program)
     program = fuse(program)
     trace.done("fuse", program)
+    for node in program.nodes:
+        node.attrs["way"] = (choices or {}).get(key(node), {})
     if winograd:
         program = choose(program, isa.lanes)
         trace.done("winograd", program)
@@ -62,3 +74,26 @@ def compile_graph(
     trace.say(2, f"build: {folder / 'model.so'}")
     (folder / "weights.bin").write_bytes(sources.weights)
     return Compiled(program, sources)
+
+
+def tune_graph(
+    model: onnx_ir.Model,
+    isa: Isa,
+    threads: int,
+    inputs: Sequence[np.ndarray],
+    *,
+    winograd: bool = False,
+    seconds: float = 40.0,
+) -> Choices:
+    """The schedules that run this model fastest on this machine, timed on `inputs`.
+
+    Example:
+        >>> choices = tune_graph(model, isa.get("avx2"), 2, [x])
+        >>> compile_graph(model, isa.get("avx2"), 2, Path("out"), choices=choices)
+    """
+
+    def build(choices: Choices, folder: Path) -> None:
+        compile_graph(model, isa, threads, folder, winograd=winograd, choices=choices)
+
+    units = space(fuse(read(model)), isa, winograd)
+    return tune(units, build, inputs, seconds) if units else {}

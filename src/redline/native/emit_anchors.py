@@ -38,6 +38,15 @@ def tile(c: Code, rows: int, columns: int) -> tuple[int, int]:
     return min(rows, max(1, c.isa.accumulators // wide)), wide
 
 
+def _chosen(c: Code, node: Node, rows: int, columns: int) -> tuple[int, int]:
+    """The tile that tuning chose, or the default one."""
+    wanted = node.attrs.get("way", {}).get("tile")
+    if wanted is None:
+        return tile(c, rows, columns)
+    wide = min(wanted[1], -(-columns // c.lanes))
+    return min(rows, max(1, c.isa.accumulators // wide)), wide
+
+
 def lambda_epilogue(c: Code, node: Node, steps: str) -> str:
     """A lambda over a vector of sums; `steps` says how operands are addressed."""
     if node.expr is None:
@@ -69,7 +78,7 @@ def gemm(c: Code, node: Node) -> str:
     """By constant weights: panels of them are shared out among the threads."""
     a = node.attrs
     m, n, k = a["m"], a["n"], a["k"]
-    rows, wide = tile(c, m, n)
+    rows, wide = _chosen(c, node, m, n)
     size, many, rest = balanced(m, rows)
     a["code"] = f"gemm_panel<{size}, {wide}>"
     panel = wide * c.lanes
@@ -170,7 +179,7 @@ def conv(c: Code, node: Node) -> str:
     flat = not planar and kh == kw == 1 and a["strides"] == (1, 1) and _no_halo(node)
     if flat:
         oh, ow = 1, oh * ow
-    pixels, wide = tile(c, ow, blocks * lanes)
+    pixels, wide = _chosen(c, node, ow, blocks * lanes)
     size, many, rest = balanced(ow, pixels)
     a["code"] = f"{'first ' if planar else ''}conv_tile<{size}, {wide}>"
     full, left = divmod(blocks, wide)
@@ -223,7 +232,8 @@ def _order(
     if node.attrs["groups"] > 1:
         return False, units
     ways = []
-    for by_rows in (False, True):
+    wanted = node.attrs.get("way", {}).get("order")
+    for by_rows in (False, True) if wanted is None else (wanted == "rows",):
         mine_panels, mine_units = (
             (panels, -(-units // split)) if by_rows else (-(-panels // split), units)
         )

@@ -32,7 +32,8 @@ def choose(program: Program, lanes: int) -> Program:
             continue
         if first.out in program.outputs or not _plain(first, lanes):
             continue
-        if node.attrs["dilations"] != (1, 1) or first.out.shape[2] < _PAYS:
+        pays = node.attrs.get("way", {}).get("expand", first.out.shape[2] >= _PAYS)
+        if node.attrs["dilations"] != (1, 1) or not pays:
             continue
         first.out.layout = Blocked()
         node.kind, node.ins = "expand", first.ins

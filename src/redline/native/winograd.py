@@ -34,7 +34,8 @@ def choose(program: Program, lanes: int) -> Program:
         if a["strides"] != (1, 1) or a["dilations"] != (1, 1) or a["weights"].shape[1] < 2 * lanes:
             continue
         height, width = node.out.shape[2:]
-        if min(height, width) < 12:  # few tiles: the weights' way from memory costs more
+        # With few tiles the weights' way from memory costs more.
+        if not a.get("way", {}).get("winograd", min(height, width) >= 12):
             continue
         node.kind = "winograd"
         top, left, bottom, right = a["pads"]
