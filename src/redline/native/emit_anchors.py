@@ -41,6 +41,8 @@ def tile(c: Code, rows: int, columns: int) -> tuple[int, int]:
 def _chosen(c: Code, node: Node, rows: int, columns: int) -> tuple[int, int]:
     """The tile that tuning chose, or the default one."""
     wanted = node.attrs.get("way", {}).get("tile")
+    if wanted is None and node.attrs.get("planar"):
+        wanted = (rows, 4)  # its pixels lie apart: fewer of them, each for more channels
     if wanted is None:
         return tile(c, rows, columns)
     wide = min(wanted[1], -(-columns // c.lanes))
