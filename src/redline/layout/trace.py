@@ -1,0 +1,251 @@
+"""One run of a model under two instruments: every copy, with what asked for it.
+
+A TorchDispatchMode sees each operator with the line of Python that called it, but not the copies
+inside a kernel; the profiler sees those, but no line. So the mode gives each operator a number, and
+names a range of the profiler by it: a copy belongs to the number that it lies under.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.autograd.profiler import profile, record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from redline import knobs
+
+_MARK = "redline.copy#"
+_TORCH = str(Path(torch.__file__).resolve().parent)
+_OURS = str(Path(__file__).resolve().parent)
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+# What only moves or converts elements; each writes through copy_ on every device.
+_WRITES = "aten::copy_"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A line of Python, and the module whose forward it is in."""
+
+    file: str
+    line: int
+    function: str
+    module: str = ""
+
+    @property
+    def code(self) -> str:
+        """The text of the line, without its indent."""
+        return linecache.getline(self.file, self.line).strip()
+
+    def __str__(self) -> str:
+        return f"{Path(self.file).name}:{self.line} in {self.function}" if self.file else "unknown"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a copy: shape, strides, dtype and device as the kernel saw them."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+    device: str
+
+
+@dataclass(frozen=True)
+class Write:
+    """One copy as it happened.
+
+    Attributes:
+        source, target: what was read and written.
+        path: the operators it happened in, the outermost first: what the line called stands at
+            the front, e.g. ("reshape", "clone", "copy_").
+        inside: it was made inside a kernel, where no dispatch mode sees it.
+        backward: the name of the autograd node, or "" in the forward pass.
+        sizes: shapes and strides of the outermost operator's tensor inputs.
+        to_shape: the shape that the outermost view asked for, where one did.
+        storage: of what was read, to tell that one tensor is copied again and again.
+    """
+
+    source: Side
+    target: Side
+    path: tuple[str, ...]
+    inside: bool
+    backward: str
+    place: Place
+    bytes: int
+    seconds: float
+    sizes: tuple[Side, ...]
+    to_shape: tuple[int, ...] | None
+    storage: int
+    is_parameter: bool = False
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the mode knew when an operator was called."""
+
+    place: Place
+    shape: tuple[int, ...] | None  # of its result
+
+
+class _Numbering(TorchDispatchMode):
+    """Numbers every operator, and remembers the line that called it."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__()
+        self.names = names
+        self.seen: list[_Seen] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        place = _place(sys._getframe(1), self.names)
+        number = len(self.seen)
+        self.seen.append(_Seen(place, None))
+        with record_function(f"{_MARK}{number}"):
+            result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.seen[number] = _Seen(place, tuple(result.shape))
+        return result
+
+
+def trace(call: Callable[[], Any], model: torch.nn.Module) -> list[Write]:
+    """Run `call` once and list its copies in the order in which they happened."""
+    names = {id(module): name for name, module in model.named_modules()}
+    numbering = _Numbering(names)
+    with knobs.quiet_profiler(), _forward_lines(), profile(record_shapes=True) as profiler:
+        with numbering:
+            call()
+    roots = profiler.kineto_results.experimental_event_tree()  # type: ignore[attr-defined]
+    events = sorted(_flat(roots), key=lambda pair: pair[0].start_time_ns)
+    return [_write(event, above, numbering.seen) for event, above in events]
+
+
+@contextlib.contextmanager
+def _forward_lines() -> Iterator[None]:
+    """Let each autograd node keep the line that made it; it costs a traceback for each."""
+    with torch.autograd.set_detect_anomaly(True, check_nan=False), _no_anomaly_warning():
+        yield
+
+
+@contextlib.contextmanager
+def _no_anomaly_warning() -> Iterator[None]:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Anomaly Detection has been enabled")
+        yield
+
+
+def _place(frame: FrameType | None, names: dict[int, str]) -> Place:
+    """The innermost line outside torch. In the backward pass: the line of the forward pass."""
+    node = torch._C._current_autograd_node()
+    if node is not None:
+        return _made_at(node)
+    found, module = None, ""
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if found is None and not file.startswith((_TORCH, _OURS)) and not file.startswith("<"):
+            found = (file, frame.f_lineno, frame.f_code.co_name)
+        owner = frame.f_locals.get("self") if frame.f_code.co_name == "forward" else None
+        if not module and owner is not None and id(owner) in names:
+            module = names[id(owner)]
+        if found and module:
+            break
+        frame = frame.f_back
+    return Place(*(found or ("", 0, "")), module)
+
+
+def _made_at(node: Any) -> Place:
+    lines = node.metadata.get("traceback_") or []
+    for file, line, name in reversed(_FRAME.findall("".join(lines))):
+        if not file.startswith((_TORCH, _OURS, "<")):
+            return Place(file, int(line), name)
+    return Place("", 0, "")
+
+
+def _flat(roots: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """Every copy with the events above it, the outermost first. No recursion: trees are deep."""
+    stack = [(root, []) for root in roots]
+    while stack:
+        event, above = stack.pop()
+        if event.name == _WRITES and not any(one.name == _WRITES for one in above):
+            if len(_tensors(event)) >= 2:
+                yield event, above
+        else:
+            stack += [(child, [*above, event]) for child in event.children]
+
+
+def _tensors(event: Any) -> list[Any]:
+    """Metadata of its tensor inputs, one level of lists opened."""
+    inputs = getattr(event.extra_fields, "inputs", None) or []
+    flat: list[Any] = []
+    for one in inputs:
+        flat += one if isinstance(one, list) else [one]
+    return [one for one in flat if isinstance(one, torch._C._profiler._TensorMetadata)]
+
+
+def _side(metadata: Any) -> Side:
+    dtype = str(metadata.dtype).removeprefix("torch.")
+    return Side(tuple(metadata.sizes), tuple(metadata.strides), dtype, str(metadata.device))
+
+
+def _write(event: Any, above: list[Any], seen: list[_Seen]) -> Write:
+    marks = [place for place, one in enumerate(above) if one.name.startswith(_MARK)]
+    known = seen[int(above[marks[-1]].name.removeprefix(_MARK))] if marks else None
+    below = above[marks[-1] + 1 :] if marks else above
+    # An explicit copy is what the mode was called for: clone, _to_copy or copy_ itself.
+    inside = bool(marks) and bool(below) and below[0].name not in ("aten::clone", "aten::_to_copy", _WRITES)
+    target, source = _tensors(event)[:2]
+    numbers = [one for one in above if one.name.startswith("aten::")]
+    path = _path([one.name for one in (*numbers, event)])
+    backward = next((one.name for one in reversed(above) if _is_node(one.name)), "")
+    sides = tuple(_side(one) for one in (_tensors(numbers[0]) if numbers else []))
+    written = _side(target)
+    return Write(
+        source=_side(source),
+        target=written,
+        path=path,
+        inside=inside,
+        backward=backward,
+        place=known.place if known else Place("", 0, ""),
+        bytes=math.prod(written.shape) * target.dtype.itemsize,
+        seconds=event.duration_time_ns * 1e-9,
+        sizes=sides,
+        to_shape=_asked(numbers, seen),
+        storage=int(source.storage_data_ptr or 0),
+    )
+
+
+def _path(names: list[str]) -> tuple[str, ...]:
+    """Without the namespace, and without the repetitions that the mode's redispatch makes."""
+    short = [name.removeprefix("aten::") for name in names]
+    return tuple(name for name, before in zip(short, [""] + short, strict=False) if name != before)
+
+
+def _is_node(name: str) -> bool:
+    return name.startswith("torch::autograd::") or bool(re.fullmatch(r"\w+Backward\d*", name))
+
+
+def _asked(numbers: list[Any], seen: list[_Seen]) -> tuple[int, ...] | None:
+    """The shape that the innermost reshape around the copy asked for: that of its last operator."""
+    around = [one for one in numbers if one.name in ("aten::reshape", "aten::flatten")]
+    if not around:
+        return None
+    marks, stack = [], list(around[-1].children)
+    while stack:
+        event = stack.pop()
+        if event.name.startswith(_MARK):
+            marks.append(int(event.name.removeprefix(_MARK)))
+        else:
+            stack += event.children
+    return seen[max(marks)].shape if marks else None
