@@ -195,7 +195,6 @@ def test_the_users_state_is_untouched():
 def test_meta_needs_no_memory_and_says_that_it_is_an_upper_bound():
     big = nn.Linear(1 << 20, 1 << 20, device="meta")  # 4 TB
     x = torch.empty(4, 1 << 20, device="meta")
-    found = layout.copies(lambda x: big(x).view(4, 16, -1).transpose(0, 1).reshape(-1), x)
     found = layout.copies(
         nn.Sequential(big, nn.Unflatten(1, (16, -1)), Turned()), x, device="meta"
     )
@@ -210,6 +209,17 @@ def test_meta_needs_no_memory_and_says_that_it_is_an_upper_bound():
 class Turned(nn.Module):
     def forward(self, x):
         return x.transpose(0, 1).reshape(-1)
+
+
+class Asking(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x  # the question
+
+
+def test_a_model_that_looks_at_values_cannot_run_on_meta():
+    with pytest.raises(ModelError, match="reads values") as caught:
+        layout.copies(Asking(), torch.ones(3), device="meta")
+    assert "test_copies.py" in caught.value.where
 
 
 def test_meta_marks_what_attention_would_do():

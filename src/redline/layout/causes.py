@@ -89,6 +89,13 @@ CAUSES = (
         counted=False,
     ),
     Cause(
+        "gradient-of-a-slice",
+        _in("select_backward", "slice_backward", "diagonal_backward", "as_strided_backward"),
+        "the gradient of a slice is written into zeros",
+        "nothing",
+        counted=False,
+    ),
+    Cause(
         "device",
         lambda write: write.source.device != write.target.device,
         "a tensor is moved from {source.device} to {target.device}",

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from redline.errors import InputError, ModelError
 from redline.layout.causes import cause_of, tell
-from redline.layout.trace import Place, Side, Write, trace
+from redline.layout.trace import Place, Side, Write, line_in, trace
 
 _RUNS = 3  # of which the median is told
 
@@ -135,7 +135,7 @@ def copies(
 
     Raises:
         InputError: inputs of another kind, another device than "meta", nothing to differentiate.
-        ModelError: not something to call.
+        ModelError: not something to call, or on "meta" a model that looks at values.
 
     Example:
         >>> found = copies(torch.nn.LSTM(4, 4, batch_first=True), torch.zeros(2, 5, 4))
@@ -162,7 +162,7 @@ def copies(
     run = _backward(call) if backward else _forward(call)
     with _kept(module), _fresh_gradients(module, args, kwargs):
         if device == "meta":
-            writes, seconds = trace(run, module), None
+            writes, seconds = _structural(run, module), None
         else:
             run()  # what only a first call does is not asked about
             writes, seconds = _several(run, module), _clock(run)
@@ -271,6 +271,20 @@ def _on_meta(module: torch.nn.Module, args: Any, kwargs: Any) -> Callable[[], An
             return torch.func.functional_call(module, state, meta_args, meta_kwargs)
 
     return call
+
+
+def _structural(run: Callable[[], None], module: torch.nn.Module) -> list[Write]:
+    try:
+        return trace(run, module)
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error):
+            raise
+        raise ModelError(
+            f"the model reads values, and tensors on the meta device have none: {error}",
+            where=str(line_in(error)),
+            hint="give the input that spares it the question (an attention_mask, most often), or "
+            "leave out device='meta'",
+        ) from error
 
 
 def _several(run: Callable[[], None], module: torch.nn.Module) -> list[Write]:

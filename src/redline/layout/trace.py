@@ -12,6 +12,8 @@ import linecache
 import math
 import re
 import sys
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,7 @@ _MARK = "redline.copy#"
 _TORCH = str(Path(torch.__file__).resolve().parent)
 _OURS = str(Path(__file__).resolve().parent)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
-# What only moves or converts elements; each writes through copy_ on every device.
+# Whatever moves or converts elements writes through it, on every device.
 _WRITES = "aten::copy_"
 
 
@@ -133,17 +135,10 @@ def trace(call: Callable[[], Any], model: torch.nn.Module) -> list[Write]:
 @contextlib.contextmanager
 def _forward_lines() -> Iterator[None]:
     """Let each autograd node keep the line that made it; it costs a traceback for each."""
-    with torch.autograd.set_detect_anomaly(True, check_nan=False), _no_anomaly_warning():
-        yield
-
-
-@contextlib.contextmanager
-def _no_anomaly_warning() -> Iterator[None]:
-    import warnings
-
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Anomaly Detection has been enabled")
-        yield
+        with torch.autograd.set_detect_anomaly(True, check_nan=False):
+            yield
 
 
 def _place(frame: FrameType | None, names: dict[int, str]) -> Place:
@@ -163,6 +158,19 @@ def _place(frame: FrameType | None, names: dict[int, str]) -> Place:
             break
         frame = frame.f_back
     return Place(*(found or ("", 0, "")), module)
+
+
+def line_of(frame: FrameType | None) -> Place:
+    """The innermost line outside torch and this package, from a frame inside."""
+    return _place(frame, {})
+
+
+def line_in(error: BaseException) -> Place:
+    """The innermost line outside torch and this package that an exception went through."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((_TORCH, _OURS, "<")):
+            return Place(frame.filename, frame.lineno or 0, frame.name)
+    return Place("", 0, "")
 
 
 def _made_at(node: Any) -> Place:
