@@ -126,9 +126,7 @@ def _matched(text: str) -> tuple[Entry, dict[str, str]] | None:
 
 
 def _filled(entry: Entry, groups: dict[str, str]) -> Why:
-    what, rule, change = (
-        words.format(**groups) for words in (entry.what, entry.why, entry.change)
-    )
+    what, rule, change = (words.format(**groups) for words in (entry.what, entry.why, entry.change))
     return Why(entry.id, what, rule, change, "", entry.fault)
 
 

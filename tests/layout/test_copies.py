@@ -195,9 +195,7 @@ def test_the_users_state_is_untouched():
 def test_meta_needs_no_memory_and_says_that_it_is_an_upper_bound():
     big = nn.Linear(1 << 20, 1 << 20, device="meta")  # 4 TB
     x = torch.empty(4, 1 << 20, device="meta")
-    found = layout.copies(
-        nn.Sequential(big, nn.Unflatten(1, (16, -1)), Turned()), x, device="meta"
-    )
+    found = layout.copies(nn.Sequential(big, nn.Unflatten(1, (16, -1)), Turned()), x, device="meta")
     (copy,) = found
     assert copy.bytes == 4 * (1 << 20) * 4
     assert copy.seconds is None

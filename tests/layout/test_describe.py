@@ -172,9 +172,12 @@ def test_what_gives_no_capsule_says_why():
 
 
 def test_the_text_picture():
-    assert layout.describe(torch.arange(6).reshape(2, 3).t()[1:]).text(80).endswith(
-        textwrap.dedent(
-            """\
+    assert (
+        layout.describe(torch.arange(6).reshape(2, 3).t()[1:])
+        .text(80)
+        .endswith(
+            textwrap.dedent(
+                """\
             storage strip: the address in bytes from its start, and the index that lives there
               byte  +0  +8  +16 +24 +32 +40
               index ·   0,0 1,0 ·   0,1 1,1
@@ -185,6 +188,7 @@ def test_the_text_picture():
               2  5
 
             walk in index order: 1 4 2 5"""
+            )
         )
     )
 

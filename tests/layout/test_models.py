@@ -80,17 +80,13 @@ def test_vit_is_free_with_fused_attention_and_not_without():
 def test_swin_partitions_its_windows():
     found = layout.copies(swin(), IMAGE)
     assert causes(found).count("window") >= 8  # in and out of windows, in each of four blocks
-    (line,) = {
-        copy.place.line for copy in found if copy.place.function == "window_partition"
-    }
+    (line,) = {copy.place.line for copy in found if copy.place.function == "window_partition"}
     assert line > 0
 
 
 def test_gpt2_both_ways():
     ids = torch.randint(0, 50, (2, 16))
-    found = {
-        kind: layout.copies(gpt2(kind), {"input_ids": ids}) for kind in ("eager", "sdpa")
-    }
+    found = {kind: layout.copies(gpt2(kind), {"input_ids": ids}) for kind in ("eager", "sdpa")}
     assert len(found["sdpa"]) < len(found["eager"])
     assert "matmul-folds" in causes(found["eager"])
     assert "head-merge" in causes(found["eager"])

@@ -23,26 +23,139 @@ _MAKERS = ("zeros", "ones", "empty", "full", "rand", "randn", "arange", "eye", "
 _NUMPY_MAKERS = ("zeros", "ones", "empty", "full", "arange", "eye")
 # Methods of tensors that give views or rearranged copies. None of them writes.
 _METHODS = frozenset(
-    "T adjoint as_strided bool broadcast_to byte chunk clone conj contiguous cpu detach diagonal "
-    "double expand flatten flip float half int long movedim moveaxis mT narrow permute repeat "
-    "repeat_interleave reshape select split squeeze swapaxes swapdims t to transpose unflatten "
-    "unfold unsqueeze view bfloat16 H mH real imag size stride dim numel storage_offset roll "
-    "rot90 tile unbind sum mean matmul softmax".split()
+    [
+        "T",
+        "adjoint",
+        "as_strided",
+        "bool",
+        "broadcast_to",
+        "byte",
+        "chunk",
+        "clone",
+        "conj",
+        "contiguous",
+        "cpu",
+        "detach",
+        "diagonal",
+        "double",
+        "expand",
+        "flatten",
+        "flip",
+        "float",
+        "half",
+        "int",
+        "long",
+        "movedim",
+        "moveaxis",
+        "mT",
+        "narrow",
+        "permute",
+        "repeat",
+        "repeat_interleave",
+        "reshape",
+        "select",
+        "split",
+        "squeeze",
+        "swapaxes",
+        "swapdims",
+        "t",
+        "to",
+        "transpose",
+        "unflatten",
+        "unfold",
+        "unsqueeze",
+        "view",
+        "bfloat16",
+        "H",
+        "mH",
+        "real",
+        "imag",
+        "size",
+        "stride",
+        "dim",
+        "numel",
+        "storage_offset",
+        "roll",
+        "rot90",
+        "tile",
+        "unbind",
+        "sum",
+        "mean",
+        "matmul",
+        "softmax",
+    ]
 )
 _ARRAY_METHODS = frozenset(
-    "T reshape transpose ravel swapaxes squeeze copy diagonal flatten astype repeat view".split()
+    [
+        "T",
+        "reshape",
+        "transpose",
+        "ravel",
+        "swapaxes",
+        "squeeze",
+        "copy",
+        "diagonal",
+        "flatten",
+        "astype",
+        "repeat",
+        "view",
+    ]
 )
 # Of these the result has no memory of its own, however large it is.
 _VIEWS = frozenset(
-    "as_strided broadcast_to chunk detach diagonal expand movedim moveaxis narrow permute select "
-    "size split squeeze stride dim numel storage_offset swapaxes swapdims t transpose unbind "
-    "unflatten unfold unsqueeze view conj adjoint".split()
+    [
+        "as_strided",
+        "broadcast_to",
+        "chunk",
+        "detach",
+        "diagonal",
+        "expand",
+        "movedim",
+        "moveaxis",
+        "narrow",
+        "permute",
+        "select",
+        "size",
+        "split",
+        "squeeze",
+        "stride",
+        "dim",
+        "numel",
+        "storage_offset",
+        "swapaxes",
+        "swapdims",
+        "t",
+        "transpose",
+        "unbind",
+        "unflatten",
+        "unfold",
+        "unsqueeze",
+        "view",
+        "conj",
+        "adjoint",
+    ]
 )
 _GROW = ("repeat", "repeat_interleave", "tile", "matmul")
-_DTYPES = (
-    "float16 float32 float64 bfloat16 int8 int16 int32 int64 uint8 bool complex64 complex128 "
-    "half float double long int cfloat"
-).split()
+_DTYPES = [
+    "float16",
+    "float32",
+    "float64",
+    "bfloat16",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "bool",
+    "complex64",
+    "complex128",
+    "half",
+    "float",
+    "double",
+    "long",
+    "int",
+    "cfloat",
+]
 _FORMATS = ("channels_last", "channels_last_3d", "contiguous_format", "preserve_format")
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,

@@ -149,7 +149,9 @@ def _spelled(groups: tuple[tuple[int, ...], ...]) -> str:
 
 def _part(walk: Walk) -> str:
     told = f"{walk.least:.3g} at least ({LINE}-byte lines"
-    return f"{told}; the first {walk.elements} elements)" if walk.elements == _WALKED else told + ")"
+    return (
+        f"{told}; the first {walk.elements} elements)" if walk.elements == _WALKED else told + ")"
+    )
 
 
 def describe(tensor: Any) -> Layout:
@@ -226,7 +228,8 @@ def _channels_last(facts: Strided, order: tuple[int, ...]) -> bool:
 
 def walk(facts: Strided) -> Walk:
     """Count cache lines along the walk in index order; lines start where the storage starts
-    when the address is not known."""
+    when the address is not known.
+    """
     count = min(facts.count, _WALKED)
     if count == 0 or any(stride * facts.itemsize > 1 << 52 for stride in facts.strides):
         return Walk(0.0, 0.0, 0)

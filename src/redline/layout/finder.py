@@ -212,7 +212,9 @@ def _backward(call: Callable[[], Any]) -> Callable[[], None]:
                     "no output of the model needs a gradient",
                     hint="requires_grad_() of its parameters, or backward=False",
                 )
-            dense = [torch.ones(leaf.shape, dtype=leaf.dtype, device=leaf.device) for leaf in outputs]
+            dense = [
+                torch.ones(leaf.shape, dtype=leaf.dtype, device=leaf.device) for leaf in outputs
+            ]
             torch.autograd.backward(outputs, dense)
 
     return run

@@ -31,9 +31,7 @@ def may_write(shape: Ints, strides: Ints) -> Verdict:
         if size > 1 and stride == 0:
             told = f"dim {dim} has stride 0, so its {size} indices are one element; torch refuses"
             zeros = (0,) * len(shape)
-            return Verdict(
-                False, told, witness=(zeros, zeros[:dim] + (1,) + zeros[dim + 1 :])
-            )
+            return Verdict(False, told, witness=(zeros, zeros[:dim] + (1,) + zeros[dim + 1 :]))
     try:
         pair = shared_address(shape, strides)
     except TooHardError:

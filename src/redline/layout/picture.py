@@ -51,7 +51,10 @@ def _strip(facts: Strided, width: int) -> Iterator[str]:
     yield "storage strip: the address in bytes from its start, and the index that lives there"
     for start in range(0, shown, row):
         part = range(start, min(start + row, shown))
-        yield "  byte  " + "".join(f"+{place * facts.itemsize}".ljust(wide) for place in part).rstrip()
+        yield (
+            "  byte  "
+            + "".join(f"+{place * facts.itemsize}".ljust(wide) for place in part).rstrip()
+        )
         yield "  index " + "".join(cells[place].ljust(wide) for place in part).rstrip()
     if shown < total:
         yield f"  ... and {total - shown} more elements"

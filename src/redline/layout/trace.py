@@ -212,7 +212,11 @@ def _write(event: Any, above: list[Any], seen: list[_Seen]) -> Write:
     known = seen[int(above[marks[-1]].name.removeprefix(_MARK))] if marks else None
     below = above[marks[-1] + 1 :] if marks else above
     # An explicit copy is what the mode was called for: clone, _to_copy or copy_ itself.
-    inside = bool(marks) and bool(below) and below[0].name not in ("aten::clone", "aten::_to_copy", _WRITES)
+    inside = (
+        bool(marks)
+        and bool(below)
+        and below[0].name not in ("aten::clone", "aten::_to_copy", _WRITES)
+    )
     target, source = _tensors(event)[:2]
     numbers = [one for one in above if one.name.startswith("aten::")]
     path = _path([one.name for one in (*numbers, event)])
