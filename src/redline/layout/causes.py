@@ -64,6 +64,24 @@ def _mixed(write: Write) -> bool:
     return _in(*CONVOLUTIONS)(write) and len(formats - {""}) > 1
 
 
+def _gradient_of(place: int) -> Rule:
+    """Inside convolution_backward: of the shape of one operand (gradient, input, weight), not it."""
+
+    def rule(write: Write) -> bool:
+        if write.path[0] != "convolution_backward" or len(write.sizes) <= place:
+            return False
+        operand, source = write.sizes[place], write.source
+        same = [side.strides for side in write.sizes if side.shape == source.shape]
+        return operand.shape == source.shape and source.strides not in same
+
+    return rule
+
+
+def _unchanged(write: Write) -> bool:
+    """The order of the elements stays as it was."""
+    return write.source.strides == write.target.strides
+
+
 def _bias(write: Write) -> bool:
     source = write.source
     line = sum(size > 1 for size in source.shape) <= 1
@@ -77,7 +95,7 @@ def _both(*rules: Rule) -> Rule:
 CONVOLUTIONS = ("convolution", "_convolution", "convolution_backward")
 NORMS = ("native_layer_norm", "_softmax", "_log_softmax", "native_group_norm", "rms_norm")
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "addmv", "mv")
-RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
+RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "mkldnn_rnn_layer_backward")
 ATTENTION = ("scaled_dot_product_attention", "_scaled_dot_product_attention_math")
 
 CAUSES = (
@@ -90,7 +108,9 @@ CAUSES = (
     ),
     Cause(
         "gradient-of-a-slice",
-        _in("select_backward", "slice_backward", "diagonal_backward", "as_strided_backward"),
+        lambda write: write.backward.startswith(
+            ("SelectBackward", "SliceBackward", "DiagonalBackward", "AsStridedBackward")
+        ),
         "the gradient of a slice is written into zeros",
         "nothing",
         counted=False,
@@ -135,6 +155,20 @@ CAUSES = (
         counted=False,
     ),
     Cause(
+        "convolution-weight-gradient",
+        _gradient_of(2),
+        "the kernel makes the gradient of the weight contiguous, and the weight is {format}",
+        "only a model in the plain format has no such copy; channels_last pays where the kernels "
+        "gain more than this, so time both",
+    ),
+    Cause(
+        "convolution-input-gradient",
+        _gradient_of(1),
+        "the kernel makes the gradient of the input with strides {source.strides}, and the input "
+        "has others (convolutions of stride 2, most often)",
+        "model and input both channels_last: the kernel's order is theirs",
+    ),
+    Cause(
         "mixed-memory-format",
         _mixed,
         "the convolution's {formats}: one of them is converted in every call",
@@ -158,7 +192,7 @@ CAUSES = (
         "attention-math",
         _in(*ATTENTION),
         "the plain path of scaled_dot_product_attention copies an operand: {source_text}",
-        "the fused kernels read strides: no dropout, no mask that needs a gradient, head sizes alike",
+        "the fused kernels read strides: no dropout, no mask with a gradient, head sizes alike",
         uncertain_on_meta=True,
     ),
     Cause(
@@ -167,6 +201,13 @@ CAUSES = (
         "an expanded tensor (stride 0) is written out in full by {outer}: {source_text}",
         "keep it broadcast: enable_gqa=True in scaled_dot_product_attention in the place of "
         "repeat_interleave, or fold the broadcast dim into the rows of the product",
+    ),
+    Cause(
+        "gradient-shared",
+        lambda write: bool(write.backward) and _unchanged(write),
+        "{backward} gives one gradient to two tensors, each a copy of its own (two biases)",
+        "nothing",
+        counted=False,
     ),
     Cause(
         "recurrent-batch-first",
@@ -209,6 +250,15 @@ CAUSES = (
         "blocks of an image (windows, shuffles, pixel shuffles) are brought together: {reason}",
         "one such copy is needed each way at most: let the reshape that follows make it and drop "
         "the .contiguous() before it, or gather roll and partition by one index_select",
+    ),
+    Cause(
+        "gradient-of-a-split",
+        lambda write: bool(write.backward) and write.backward.startswith("ViewBackward")
+        and len(write.source.shape) == 5 and _in("reshape")(write),
+        "q, k and v were permuted before they were split, so their gradients are stacked in that "
+        "order: {reason}",
+        "split first and permute each part: q, k, v = (t.transpose(1, 2) for t in "
+        "qkv.view(B, S, 3, H, D).unbind(2))",
     ),
     Cause(
         "gradient-layout",
@@ -270,6 +320,7 @@ def tell(write: Write, cause: Cause) -> tuple[str, str]:
         "to_shape": write.to_shape,
         "source_text": f"{write.source.shape} with strides {write.source.strides}",
         "formats": _formats(write),
+        "format": _format(write.target) or "in another format",
         "reason": reason(write),
     }
     return cause.why.format(**words), cause.change.format(**words)

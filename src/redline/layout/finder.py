@@ -1,4 +1,4 @@
-"""`copies`: the hidden copies of a forward and a backward pass, and the change that removes each."""
+"""`copies`: hidden copies of a forward and a backward pass, and the change that removes each."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Copy:
 
     Attributes:
         bytes: written; the same number or more was read.
-        seconds: of the copy itself; None on the meta device.
+        seconds: of the copy itself; None where the work is not done at the call (meta, GPUs).
         place: the line of Python that led to it; in a backward pass, the line of the forward.
         cause: the id of its kind, why: what happened, change: what to write instead.
         path: the operators it happened in, the outermost first.
         inside: made inside a kernel, where a dispatch mode does not see it.
         backward: the autograd node, or "" in the forward pass.
         certain: False where the meta device takes another path than a real one.
-        again: how many copies of the same storage came before it.
+        again: how many copies of the same tensor came before it.
     """
 
     bytes: int
@@ -77,8 +77,8 @@ class Copies:
 
     @property
     def copy_seconds(self) -> float | None:
-        """Spent in all copies together; None on the meta device."""
-        if self.device == "meta":
+        """Spent in all copies together; None where single copies have no time."""
+        if not self.device.startswith("cpu"):
             return None
         return sum(copy.seconds or 0.0 for copy in self.found)
 
@@ -131,7 +131,7 @@ def copies(
         backward: also run the backward pass, from dense gradients of ones.
         device: "meta" computes nothing and needs no memory, for models too big to run: the list is
             then an upper bound of the copies that a dispatch mode sees (attention takes its
-            plain path there), and copies inside kernels are missing.
+            plain path there), and copies inside kernels, which are not run, are missing.
 
     Raises:
         InputError: inputs of another kind, another device than "meta", nothing to differentiate.
@@ -160,12 +160,12 @@ def copies(
             return module(*args, **kwargs)
 
     run = _backward(call) if backward else _forward(call)
-    with _kept(module), _fresh_gradients(module, args, kwargs):
+    with _kept(module), _fresh_gradients(module, args, kwargs) as forget:
         if device == "meta":
             writes, seconds = _structural(run, module), None
         else:
             run()  # what only a first call does is not asked about
-            writes, seconds = _several(run, module), _clock(run)
+            writes, seconds = _several(run, forget, module), _clock(run, forget)
     return Copies(_told(writes, module, device), device or _device(module, args), seconds)
 
 
@@ -239,15 +239,21 @@ def _kept(module: torch.nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _fresh_gradients(module: torch.nn.Module, args: Any, kwargs: Any) -> Iterator[None]:
-    """Gradients start from None, as after zero_grad(), and are the user's again afterwards."""
+def _fresh_gradients(
+    module: torch.nn.Module, args: Any, kwargs: Any
+) -> Iterator[Callable[[], None]]:
+    """Gradients are the user's again afterwards; yields what makes them None, as zero_grad()."""
     leaves = [*module.parameters(), *pytree.tree_leaves((args, kwargs))]
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_leaf]
     before = [(leaf, leaf.grad) for leaf in tensors]
-    try:
+
+    def forget() -> None:
         for leaf, _ in before:
             leaf.grad = None
-        yield
+
+    try:
+        forget()
+        yield forget
     finally:
         for leaf, gradient in before:
             leaf.grad = gradient
@@ -262,7 +268,7 @@ def _on_meta(module: torch.nn.Module, args: Any, kwargs: Any) -> Callable[[], An
         made = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype, device="meta")
         return made.requires_grad_(leaf.requires_grad)
 
-    owned = [*module.named_parameters(remove_duplicate=False)]
+    owned: list[tuple[str, torch.Tensor]] = [*module.named_parameters(remove_duplicate=False)]
     owned += module.named_buffers(remove_duplicate=False)
     once: dict[int, Any] = {}  # tied weights stay tied
     state = {name: once.setdefault(id(tensor), shadow(tensor)) for name, tensor in owned}
@@ -277,23 +283,26 @@ def _on_meta(module: torch.nn.Module, args: Any, kwargs: Any) -> Callable[[], An
 
 def _structural(run: Callable[[], None], module: torch.nn.Module) -> list[Write]:
     try:
-        return trace(run, module)
+        # What lies inside an operator is the meta device's own way to get at the strides.
+        return [write for write in trace(run, module) if not write.inside]
     except (RuntimeError, NotImplementedError) as error:
         if "meta" not in str(error):
             raise
         raise ModelError(
             f"the model reads values, and tensors on the meta device have none: {error}",
             where=str(line_in(error)),
-            hint="give the input that spares it the question (an attention_mask, most often), or "
-            "leave out device='meta'",
+            hint="give the input that spares it the question (for transformers an attention_mask "
+            "of 4 dims), or leave out device='meta'",
         ) from error
 
 
-def _several(run: Callable[[], None], module: torch.nn.Module) -> list[Write]:
+def _several(
+    run: Callable[[], None], forget: Callable[[], None], module: torch.nn.Module
+) -> list[Write]:
     """Copies with the median of their times; of the last run, should the runs differ."""
     runs = []
     for _ in range(_RUNS):
-        _forget_gradients(module)
+        forget()
         runs.append(trace(run, module))
     last = runs[-1]
     if any([write.path for write in one] != [write.path for write in last] for one in runs):
@@ -305,15 +314,11 @@ def _several(run: Callable[[], None], module: torch.nn.Module) -> list[Write]:
     ]
 
 
-def _forget_gradients(module: torch.nn.Module) -> None:
-    for parameter in module.parameters():
-        parameter.grad = None
-
-
-def _clock(run: Callable[[], None]) -> float:
+def _clock(run: Callable[[], None], forget: Callable[[], None]) -> float:
     """Seconds of one pass without instruments."""
     spent = []
     for _ in range(_RUNS):
+        forget()
         start = time.perf_counter()
         run()
         if torch.cuda.is_available():
@@ -330,7 +335,7 @@ def _device(module: torch.nn.Module, args: Any) -> str:
 
 def _told(writes: list[Write], module: torch.nn.Module, device: str | None) -> tuple[Copy, ...]:
     """Writes with their causes, without copies of nothing and without an operator's own work."""
-    times_copied: dict[int, int] = {}
+    times_copied: dict[tuple[int, int], int] = {}
     weights = {one.untyped_storage().data_ptr() for one in module.parameters()} - {0}
     found = []
     for write in writes:
@@ -341,12 +346,13 @@ def _told(writes: list[Write], module: torch.nn.Module, device: str | None) -> t
         if not cause.counted:
             continue
         why, change = tell(write, cause)
-        again = times_copied.get(write.storage, 0) if write.storage else 0
-        times_copied[write.storage] = again + 1
+        tensor = (write.address, write.bytes)
+        again = times_copied.get(tensor, 0) if write.address else 0
+        times_copied[tensor] = again + 1
         found.append(
             Copy(
                 bytes=write.bytes,
-                seconds=None if device == "meta" else write.seconds,
+                seconds=write.seconds if write.target.device == "cpu" else None,
                 place=write.place,
                 cause=cause.id,
                 why=why,

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from redline.layout.finder import Copies, Copy
 
 _UPPER_BOUND = (
-    "structural, from the meta device: an upper bound of the copies that operators make; copies "
-    "inside kernels are not seen, and attention is counted on its plain path (the uncertain ones)"
+    "structural, from the meta device: an upper bound of the copies that lines of Python ask for; "
+    "copies inside kernels are not seen, and attention is counted on its plain path (uncertain)"
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from html import escape
 
@@ -99,7 +100,7 @@ def _corner(place: int, top: int) -> tuple[int, int]:
 def _walk(facts: Strided, shown: int, top: int) -> Iterator[str]:
     """An arc from each element to the next in index order; within one row of the strip."""
     places = positions(facts, min(facts.count, _STEPS)).tolist()
-    for here, there in zip(places, places[1:], strict=False):
+    for here, there in itertools.pairwise(places):
         same_row = here // _ROW == there // _ROW
         if here == there or not same_row or not 0 <= max(here, there) < shown:
             continue

@@ -2,20 +2,20 @@
 
 A TorchDispatchMode sees each operator with the line of Python that called it, but not the copies
 inside a kernel; the profiler sees those, but no line. So the mode gives each operator a number, and
-names a range of the profiler by it: a copy belongs to the number that it lies under.
+names a range of the profiler by it: a copy belongs to the number that it lies under. A node of the
+backward pass has the sequence number that the mode saw when its operator ran, and so has its line.
 """
 
 from __future__ import annotations
 
-import contextlib
 import linecache
 import math
 import re
+import os
 import sys
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,16 +27,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from redline import knobs
 
 _MARK = "redline.copy#"
-_TORCH = str(Path(torch.__file__).resolve().parent)
-_OURS = str(Path(__file__).resolve().parent)
-_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
+# With the separator, or torchvision would be taken for torch.
+_TORCH = str(Path(torch.__file__).resolve().parent) + os.sep
+_OURS = str(Path(__file__).resolve().parent) + os.sep
 # Whatever moves or converts elements writes through it, on every device.
 _WRITES = "aten::copy_"
 
 
 @dataclass(frozen=True)
 class Place:
-    """A line of Python, and the module whose forward it is in."""
+    """A line of Python, and the module whose forward it is in; for .grad, the parameter's name."""
 
     file: str
     line: int
@@ -49,7 +49,9 @@ class Place:
         return linecache.getline(self.file, self.line).strip()
 
     def __str__(self) -> str:
-        return f"{Path(self.file).name}:{self.line} in {self.function}" if self.file else "unknown"
+        if not self.file:
+            return f"the gradient of {self.module}" if self.module else "unknown"
+        return f"{Path(self.file).name}:{self.line} in {self.function}"
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Write:
         backward: the name of the autograd node, or "" in the forward pass.
         sizes: shapes and strides of the outermost operator's tensor inputs.
         to_shape: the shape that the outermost view asked for, where one did.
-        storage: of what was read, to tell that one tensor is copied again and again.
+        storage: of what was read; address: of its operator's operand there (0 where there is no
+            memory), to tell that one tensor is copied again and again.
     """
 
     source: Side
@@ -88,6 +91,7 @@ class Write:
     sizes: tuple[Side, ...]
     to_shape: tuple[int, ...] | None
     storage: int
+    address: int = 0
     is_parameter: bool = False
 
 
@@ -96,56 +100,78 @@ class _Seen:
     """What the mode knew when an operator was called."""
 
     place: Place
-    shape: tuple[int, ...] | None  # of its result
+    operands: tuple[tuple[int, int], ...]  # (storage, address) of each tensor
+    shape: tuple[int, ...] | None = None  # of its result
 
 
 class _Numbering(TorchDispatchMode):
     """Numbers every operator, and remembers the line that called it."""
 
-    def __init__(self, names: dict[int, str]) -> None:
-        super().__init__()
-        self.names = names
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.modules = {id(module): name for name, module in model.named_modules()}
+        self.parameters = {id(one): name for name, one in model.named_parameters()}
         self.seen: list[_Seen] = []
+        self.nodes: dict[int, Place] = {}  # sequence number of an autograd node -> its line
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        place = _place(sys._getframe(1), self.names)
+        node = torch._C._current_autograd_node()
+        if node is None:
+            place = _place(sys._getframe(1), self.modules)
+            # The node that this operator's result will have was made just before.
+            self.nodes.setdefault(torch._C._autograd._get_sequence_nr() - 1, place)
+        else:
+            place = self._made_at(node)
         number = len(self.seen)
-        self.seen.append(_Seen(place, None))
+        self.seen.append(_Seen(place, _operands(args)))
         with record_function(f"{_MARK}{number}"):
             result = func(*args, **(kwargs or {}))
         if isinstance(result, torch.Tensor):
-            self.seen[number] = _Seen(place, tuple(result.shape))
+            known = self.seen[number]
+            self.seen[number] = replace(known, shape=tuple(result.shape))
         return result
+
+    def _made_at(self, node: Any) -> Place:
+        """The line of the forward pass that made a node; for a parameter's .grad, its name."""
+        owner = getattr(node, "variable", None)
+        if owner is not None:
+            return Place("", 0, "", self.parameters.get(id(owner), ""))
+        return self.nodes.get(node._sequence_nr(), Place("", 0, ""))
+
+
+def _operands(args: tuple[Any, ...]) -> tuple[tuple[int, int], ...]:
+    found = []
+    for one in args:
+        for tensor in one if isinstance(one, list | tuple) else (one,):
+            if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided:
+                if storage := _pointer(tensor):
+                    found.append((storage, tensor.data_ptr()))
+    return tuple(found)
+
+
+def _pointer(tensor: torch.Tensor) -> int:
+    """Where its storage lies; 0 without memory of its own (meta, fake, some subclasses)."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return 0
 
 
 def trace(call: Callable[[], Any], model: torch.nn.Module) -> list[Write]:
     """Run `call` once and list its copies in the order in which they happened."""
-    names = {id(module): name for name, module in model.named_modules()}
-    numbering = _Numbering(names)
-    with knobs.quiet_profiler(), _forward_lines(), profile(record_shapes=True) as profiler:
-        with numbering:
-            call()
-    roots = profiler.kineto_results.experimental_event_tree()  # type: ignore[attr-defined]
+    numbering = _Numbering(model)
+    with knobs.quiet_profiler(), profile(record_shapes=True) as profiler, numbering:
+        call()
+    assert profiler.kineto_results is not None  # it was entered
+    roots = profiler.kineto_results.experimental_event_tree()
     events = sorted(_flat(roots), key=lambda pair: pair[0].start_time_ns)
     return [_write(event, above, numbering.seen) for event, above in events]
 
 
-@contextlib.contextmanager
-def _forward_lines() -> Iterator[None]:
-    """Let each autograd node keep the line that made it; it costs a traceback for each."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Anomaly Detection has been enabled")
-        with torch.autograd.set_detect_anomaly(True, check_nan=False):
-            yield
-
-
 def _place(frame: FrameType | None, names: dict[int, str]) -> Place:
-    """The innermost line outside torch. In the backward pass: the line of the forward pass."""
-    node = torch._C._current_autograd_node()
-    if node is not None:
-        return _made_at(node)
+    """The innermost line outside torch and this package, and the innermost module around it."""
     found, module = None, ""
     while frame is not None:
         file = frame.f_code.co_filename
@@ -173,17 +199,9 @@ def line_in(error: BaseException) -> Place:
     return Place("", 0, "")
 
 
-def _made_at(node: Any) -> Place:
-    lines = node.metadata.get("traceback_") or []
-    for file, line, name in reversed(_FRAME.findall("".join(lines))):
-        if not file.startswith((_TORCH, _OURS, "<")):
-            return Place(file, int(line), name)
-    return Place("", 0, "")
-
-
 def _flat(roots: Any) -> Iterator[tuple[Any, list[Any]]]:
     """Every copy with the events above it, the outermost first. No recursion: trees are deep."""
-    stack = [(root, []) for root in roots]
+    stack: list[tuple[Any, list[Any]]] = [(root, []) for root in roots]
     while stack:
         event, above = stack.pop()
         if event.name == _WRITES and not any(one.name == _WRITES for one in above):
@@ -223,6 +241,7 @@ def _write(event: Any, above: list[Any], seen: list[_Seen]) -> Write:
     backward = next((one.name for one in reversed(above) if _is_node(one.name)), "")
     sides = tuple(_side(one) for one in (_tensors(numbers[0]) if numbers else []))
     written = _side(target)
+    storage = int(source.storage_data_ptr or 0)
     return Write(
         source=_side(source),
         target=written,
@@ -234,7 +253,8 @@ def _write(event: Any, above: list[Any], seen: list[_Seen]) -> Write:
         seconds=event.duration_time_ns * 1e-9,
         sizes=sides,
         to_shape=_asked(numbers, seen),
-        storage=int(source.storage_data_ptr or 0),
+        storage=storage,
+        address=dict(reversed(known.operands)).get(storage, storage) if known else storage,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -108,10 +109,8 @@ def explain_view(tensor: Any, shape: Any) -> ViewExplanation:
     if isinstance(full, str):
         return ViewExplanation(asked, facts.shape, facts.strides, False, full, None, None)
     verdict = may_view(facts.shape, facts.strides, full)
-    if verdict:
-        cost, others = 0, ()
-    else:
-        cost, others = facts.count * facts.itemsize, tuple(_alternatives(facts, full))
+    cost = 0 if verdict else facts.count * facts.itemsize
+    others = () if verdict else tuple(_alternatives(facts, full))
     return ViewExplanation(
         asked,
         facts.shape,
@@ -182,7 +181,7 @@ def _refined(facts: Strided, shape: tuple[int, ...]) -> tuple[int, ...] | None:
             total *= size
             edges.add(total)
     inner = sorted(edges)
-    pairs = list(zip(inner, inner[1:], strict=False))
+    pairs = list(itertools.pairwise(inner))
     if any(high % low for low, high in pairs):
         return None
     return tuple(high // low for low, high in reversed(pairs))
