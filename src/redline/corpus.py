@@ -47,7 +47,8 @@ ENTRIES = (
     ),
     Entry(
         "view-dtype",
-        r"self\.(?:stride|size|storage_offset)\(.*?\) must be .*to view (?P<old>\w+) as (?P<new>\w+)",
+        r"self\.(?:stride|size|storage_offset)\(.*?\) must be .*to view (?P<old>\w+) as "
+        r"(?P<new>\w+)",
         "view(dtype) from {old} to {new} needs other strides, sizes or offset",
         "elements of another size are cut or joined along the last dim, whose stride must be 1",
         "t.contiguous().view(dtype), or to(dtype) if the values and not the bytes are meant",
@@ -108,7 +109,8 @@ ENTRIES = (
         "shape ({sizes}) with strides ({strides}) from offset {offset} reaches {need} bytes, the "
         "storage has {have}",
         "the last address is offset + sum((size - 1) * stride), in elements of {item} bytes",
-        "smaller sizes or strides; redline.layout.may_exist(shape, strides, offset, storage) checks",
+        "smaller sizes or strides; redline.layout.may_exist(shape, strides, offset, "
+        "storage) checks",
     ),
     Entry(
         "channels-last-rank",
@@ -137,7 +139,8 @@ ENTRIES = (
         "numpy-lazy-bit",
         r"Can't call numpy\(\) on Tensor that has (?P<bit>\w+) bit set",
         "numpy() of a tensor whose {bit} bit is set",
-        "conj() and .imag only note what to do; nothing was computed yet, and NumPy knows no such bit",
+        "conj() and .imag only note what to do; nothing was computed yet, and NumPy knows "
+        "no such bit",
         "t.resolve_conj().resolve_neg().numpy(), which copies",
     ),
     Entry(
@@ -153,7 +156,8 @@ ENTRIES = (
         r"(?P<k2>\d+)x(?P<n>\d+)\)",
         "the layer takes {k2} features, and its input has {k} in the last dim",
         "Linear({k2}, {n}) multiplies the last dim; the {m} rows are all other dims together",
-        "nn.Linear({k}, {n}), or flatten or transpose the input so that its last dim is {k2}; behind "
+        "nn.Linear({k}, {n}), or flatten or transpose the input so that its last dim is "
+        "{k2}; behind "
         "convolutions that number changes with the size of the image: nn.LazyLinear({n}) finds it",
         look="module",
     ),
@@ -168,7 +172,8 @@ ENTRIES = (
     ),
     Entry(
         "conv-rank",
-        r"Expected (?P<want>\dD \(unbatched\) or \dD \(batched\)) input to (?P<op>\w+), but got input "
+        r"Expected (?P<want>\dD \(unbatched\) or \dD \(batched\)) input to (?P<op>\w+), but "
+        r"got input "
         r"of size: \[(?P<shape>[\d, ]*)\]",
         "{op} takes {want} input, and got ({shape})",
         "a dim is missing or too many: most often the batch, or the channel of grey images",
@@ -185,7 +190,8 @@ ENTRIES = (
     ),
     Entry(
         "cat-sizes",
-        r"Sizes of tensors must match except in dimension (?P<dim>\d+)\. Expected size (?P<want>\d+) "
+        r"Sizes of tensors must match except in dimension (?P<dim>\d+)\. Expected size "
+        r"(?P<want>\d+) "
         r"but got size (?P<got>\d+) for tensor number (?P<index>\d+)",
         "cat along dim {dim}: tensor {index} has {got} where the first has {want}",
         "all dims but {dim} must be alike",
@@ -217,7 +223,8 @@ ENTRIES = (
     ),
     Entry(
         "expand-sizes",
-        r"The expanded size of the tensor \((?P<a>\d+)\) must match the existing size \((?P<b>\d+)\) "
+        r"The expanded size of the tensor \((?P<a>\d+)\) must match the existing size "
+        r"\((?P<b>\d+)\) "
         r"at non-singleton dimension (?P<dim>\d+)",
         "dim {dim} has size {b} and cannot be expanded to {a}",
         "only dims of size 1 can be expanded, by stride 0",
@@ -245,7 +252,8 @@ ENTRIES = (
     Entry(
         "dtype-mismatch",
         r"mat1 and mat2 must have the same dtype, but got (?P<a>\w+) and (?P<b>\w+)|"
-        r"Input type \((?P<a2>[\w:]+)\) and (?:weight|bias) type \((?P<b2>[\w:]+)\) should be the same|"
+        r"Input type \((?P<a2>[\w:]+)\) and (?:weight|bias) type \((?P<b2>[\w:]+)\) should "
+        r"be the same|"
         r"expected m1 and m2 to have the same dtype, but got: (?P<a3>.+?) != (?P<b3>[\w ]+)",
         "the input and the weights have different dtypes",
         "torch converts nothing in a product; NumPy's floats are float64, a model's are float32",
@@ -253,7 +261,8 @@ ENTRIES = (
     ),
     Entry(
         "index-dtype",
-        r"Expected tensor for argument #\d 'indices' to have one of the following scalar types: Long, "
+        r"Expected tensor for argument #\d 'indices' to have one of the following scalar "
+        r"types: Long, "
         r"Int; but got (?P<type>[\w.]+)",
         "an embedding got {type} in the place of whole numbers",
         "it looks rows up by index",
@@ -263,7 +272,8 @@ ENTRIES = (
         "index-range",
         r"index out of range in self",
         "an index is as large as the table or larger, or negative",
-        "an embedding of n rows takes 0 to n - 1; a tokenizer with more words than the model is the "
+        "an embedding of n rows takes 0 to n - 1; a tokenizer with more words than the "
+        "model is the "
         "usual reason",
         "compare x.max() with num_embeddings; model.resize_token_embeddings in transformers",
         fault="the input",
@@ -294,7 +304,8 @@ ENTRIES = (
     ),
     Entry(
         "norm-shape",
-        r"Given normalized_shape=\[(?P<want>[\d, ]*)\], expected input with shape .*?but got input of "
+        r"Given normalized_shape=\[(?P<want>[\d, ]*)\], expected input with shape .*?but "
+        r"got input of "
         r"size\s*\[(?P<got>[\d, ]*)\]",
         "layer_norm over ({want}) got ({got})",
         "it normalises the last dims",
@@ -352,7 +363,8 @@ ENTRIES = (
         r"Weights only load failed",
         "the file holds more than weights, and reading the rest would run code",
         "torch.load unpickles; since 2.6 it refuses what is not a tensor or a plain container",
-        "save state_dict() or safetensors and load that; weights_only=False only for files that you "
+        "save state_dict() or safetensors and load that; weights_only=False only for files "
+        "that you "
         "made yourself",
         fault="the input",
     ),

@@ -17,6 +17,7 @@ from typing import Any
 from redline import errors
 from redline.capture import failures
 from redline.corpus import ENTRIES, Entry
+from redline.corpus_compilers import COMPILER_ENTRIES
 
 _KEPT_LINES = 4000  # of a command's stderr
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -117,7 +118,7 @@ def _of_text(text: str) -> Why:
 
 
 def _matched(text: str) -> tuple[Entry, dict[str, str]] | None:
-    for entry in ENTRIES:
+    for entry in (*ENTRIES, *COMPILER_ENTRIES):
         match = re.search(entry.pattern, text, re.DOTALL)
         if match:
             groups = {name: value or "?" for name, value in match.groupdict().items()}
@@ -311,7 +312,8 @@ def _look_count(case: _Case) -> Iterator[str]:
     if known and -1 not in shape and count % known == 0:
         yield f"{count} = {count // known} x {known}: a dim of {count // known} is missing"
     elif known:
-        yield f"the sizes that are written make {known}, and {count} / {known} = {count / known:.4g}"
+        share = f"{count} / {known} = {count / known:.4g}"
+        yield f"the sizes that are written make {known}, and {share}"
 
 
 def _look_devices(case: _Case) -> Iterator[str]:
@@ -320,7 +322,7 @@ def _look_devices(case: _Case) -> Iterator[str]:
 
     for frame, _ in reversed(list(case.frames())):
         owner = frame.f_locals.get("self")
-        if isinstance(owner, torch.nn.Module):
+        if isinstance(owner, torch.nn.Module) and next(owner.parameters(), None) is not None:
             where: dict[str, list[str]] = {}
             for name, one in [*owner.named_parameters(), *owner.named_buffers()]:
                 where.setdefault(str(one.device), []).append(name)
@@ -336,7 +338,22 @@ def _look_keys(case: _Case) -> Iterator[str]:
             yield f"the names differ by the prefix {prefix!r}"
 
 
+def _look_recurrent(case: _Case) -> Iterator[str]:
+    """Export fixes the length of a sequence where an LSTM, GRU or RNN reads it."""
+    import torch
+
+    for frame, _ in case.frames():
+        for value in frame.f_locals.values():
+            if isinstance(value, torch.nn.Module):
+                layers = dict(value.named_modules())
+                names = [n for n, one in layers.items() if isinstance(one, torch.nn.RNNBase)]
+                if names:
+                    yield f"one of the layers is recurrent: {', '.join(names)}"
+                    return
+
+
 _LOOKS = {
+    "recurrent": _look_recurrent,
     "view": _look_view,
     "ddp": _look_ddp,
     "stride": _look_stride,

@@ -240,6 +240,7 @@ CAUSES = (
         "the heads are merged from a tensor in which they lie outside the sequence: {reason}",
         "F.scaled_dot_product_attention with q from view(B, S, H, D).transpose(1, 2): its output "
         "keeps that order, and transpose(1, 2).reshape(B, S, H*D) is free",
+        uncertain_on_meta=True,
     ),
     Cause(
         "window",

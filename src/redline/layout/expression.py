@@ -19,121 +19,33 @@ from redline.errors import InputError
 
 LARGEST = 1 << 24  # elements that an expression may make
 
+
+def _words(*lines: str) -> frozenset[str]:
+    return frozenset(" ".join(lines).split())
+
+
 _MAKERS = ("zeros", "ones", "empty", "full", "rand", "randn", "arange", "eye", "empty_strided")
 _NUMPY_MAKERS = ("zeros", "ones", "empty", "full", "arange", "eye")
 # Methods of tensors that give views or rearranged copies. None of them writes.
-_METHODS = frozenset(
-    [
-        "T",
-        "adjoint",
-        "as_strided",
-        "bool",
-        "broadcast_to",
-        "byte",
-        "chunk",
-        "clone",
-        "conj",
-        "contiguous",
-        "cpu",
-        "detach",
-        "diagonal",
-        "double",
-        "expand",
-        "flatten",
-        "flip",
-        "float",
-        "half",
-        "int",
-        "long",
-        "movedim",
-        "moveaxis",
-        "mT",
-        "narrow",
-        "permute",
-        "repeat",
-        "repeat_interleave",
-        "reshape",
-        "select",
-        "split",
-        "squeeze",
-        "swapaxes",
-        "swapdims",
-        "t",
-        "to",
-        "transpose",
-        "unflatten",
-        "unfold",
-        "unsqueeze",
-        "view",
-        "bfloat16",
-        "H",
-        "mH",
-        "real",
-        "imag",
-        "size",
-        "stride",
-        "dim",
-        "numel",
-        "storage_offset",
-        "roll",
-        "rot90",
-        "tile",
-        "unbind",
-        "sum",
-        "mean",
-        "matmul",
-        "softmax",
-    ]
+_METHODS = _words(
+    "T adjoint as_strided bool broadcast_to byte chunk clone conj",
+    "contiguous cpu detach diagonal double expand flatten flip float",
+    "half int long movedim moveaxis mT narrow permute repeat",
+    "repeat_interleave reshape select split squeeze swapaxes swapdims t to",
+    "transpose unflatten unfold unsqueeze view bfloat16 H mH real",
+    "imag size stride dim numel storage_offset roll rot90 tile",
+    "unbind sum mean matmul softmax",
 )
-_ARRAY_METHODS = frozenset(
-    [
-        "T",
-        "reshape",
-        "transpose",
-        "ravel",
-        "swapaxes",
-        "squeeze",
-        "copy",
-        "diagonal",
-        "flatten",
-        "astype",
-        "repeat",
-        "view",
-    ]
+_ARRAY_METHODS = _words(
+    "T reshape transpose ravel swapaxes squeeze copy diagonal flatten",
+    "astype repeat view",
 )
 # Of these the result has no memory of its own, however large it is.
-_VIEWS = frozenset(
-    [
-        "as_strided",
-        "broadcast_to",
-        "chunk",
-        "detach",
-        "diagonal",
-        "expand",
-        "movedim",
-        "moveaxis",
-        "narrow",
-        "permute",
-        "select",
-        "size",
-        "split",
-        "squeeze",
-        "stride",
-        "dim",
-        "numel",
-        "storage_offset",
-        "swapaxes",
-        "swapdims",
-        "t",
-        "transpose",
-        "unbind",
-        "unflatten",
-        "unfold",
-        "unsqueeze",
-        "view",
-        "conj",
-        "adjoint",
-    ]
+_VIEWS = _words(
+    "as_strided broadcast_to chunk detach diagonal expand movedim moveaxis narrow",
+    "permute select size split squeeze stride dim numel storage_offset",
+    "swapaxes swapdims t transpose unbind unflatten unfold unsqueeze view",
+    "conj adjoint",
 )
 _GROW = ("repeat", "repeat_interleave", "tile", "matmul")
 _DTYPES = [

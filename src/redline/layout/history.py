@@ -35,7 +35,7 @@ class Writes:
         self._mode = _Recorder(self)
 
     def __enter__(self) -> Writes:
-        self._mode.__enter__()
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
@@ -44,7 +44,7 @@ class Writes:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._mode.__exit__(kind, error, trace)
+        self._mode.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         if error is not None:
             setattr(error, _KEEP, self)  # so that redline.why(error) finds it
 
@@ -59,17 +59,15 @@ class Writes:
     def note(self, func: Any, place: Place, args: Any, kwargs: Any, result: Any) -> None:
         """Take down one operator: what it wrote to, or what it made."""
         name = func.overloadpacket.__name__
-        for argument, value in zip(func._schema.arguments, args, strict=False):
+        named = func._schema.arguments
+        pairs = [*zip(named, args, strict=False)]
+        pairs += [(one, (kwargs or {}).get(one.name)) for one in named[len(args) :]]
+        for argument, value in pairs:
             written = argument.alias_info is not None and argument.alias_info.is_write
             if written and isinstance(value, torch.Tensor):
                 storage = _address(value)
                 maker = self._makers.get(storage, "")
                 self.log.append(Written(name, place, tuple(value.shape), storage, maker))
-        for argument in func._schema.arguments[len(args) :]:
-            value = (kwargs or {}).get(argument.name)
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                if isinstance(value, torch.Tensor):
-                    self.log.append(Written(name, place, tuple(value.shape), _address(value), ""))
         made = result if isinstance(result, tuple | list) else (result,)
         if not any(one.alias_info for one in func._schema.returns):
             for one in made:
@@ -77,9 +75,9 @@ class Writes:
                     self._makers[_address(one)] = name
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, writes: Writes) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.writes = writes
 
     def __torch_dispatch__(

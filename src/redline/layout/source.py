@@ -248,7 +248,7 @@ def from_dlpack(holder: Any) -> torch.Tensor:
         redline.errors.InputError: stride[0] = -1: torch has no negative strides
           hint: copy it first: np.ascontiguousarray(x)
     """
-    import torch
+    import torch.utils.dlpack
 
     from redline.layout.strides import may_exist
 
@@ -258,4 +258,4 @@ def from_dlpack(holder: Any) -> torch.Tensor:
     verdict = may_exist(facts.shape, facts.strides)
     if not verdict:
         raise InputError(verdict.reason, hint="copy it first: np.ascontiguousarray(x)")
-    return torch.from_dlpack(holder)
+    return torch.utils.dlpack.from_dlpack(holder)

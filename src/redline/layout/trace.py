@@ -104,7 +104,7 @@ class _Seen:
     shape: tuple[int, ...] | None = None  # of its result
 
 
-class _Numbering(TorchDispatchMode):
+class _Numbering(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Numbers every operator, and remembers the line that called it."""
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -117,7 +117,7 @@ class _Numbering(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        node = torch._C._current_autograd_node()
+        node: Any = torch._C._current_autograd_node()  # None in the forward pass
         if node is None:
             place = _place(sys._getframe(1), self.modules)
             # The node that this operator's result will have was made just before.
@@ -237,6 +237,7 @@ def _write(event: Any, above: list[Any], seen: list[_Seen]) -> Write:
     )
     target, source = _tensors(event)[:2]
     numbers = [one for one in above if one.name.startswith("aten::")]
+    place = known.place if known else _beside(above, seen)
     path = _path([one.name for one in (*numbers, event)])
     backward = next((one.name for one in reversed(above) if _is_node(one.name)), "")
     sides = tuple(_side(one) for one in (_tensors(numbers[0]) if numbers else []))
@@ -248,7 +249,7 @@ def _write(event: Any, above: list[Any], seen: list[_Seen]) -> Write:
         path=path,
         inside=inside,
         backward=backward,
-        place=known.place if known else Place("", 0, ""),
+        place=place,
         bytes=math.prod(written.shape) * target.dtype.itemsize,
         seconds=event.duration_time_ns * 1e-9,
         sizes=sides,
@@ -256,6 +257,25 @@ def _write(event: Any, above: list[Any], seen: list[_Seen]) -> Write:
         storage=storage,
         address=dict(reversed(known.operands)).get(storage, storage) if known else storage,
     )
+
+
+def _beside(above: list[Any], seen: list[_Seen]) -> Place:
+    """For a copy that the mode did not see: the place of another operator of the same node."""
+    node = next((one for one in reversed(above) if _is_node(one.name)), None)
+    marks = _marks(node) if node is not None else []
+    return seen[min(marks)].place if marks else Place("", 0, "")
+
+
+def _marks(event: Any) -> list[int]:
+    """The numbers of the outermost operators that the mode saw below an event."""
+    found, stack = [], list(event.children)
+    while stack:
+        one = stack.pop()
+        if one.name.startswith(_MARK):
+            found.append(int(one.name.removeprefix(_MARK)))
+        else:
+            stack += one.children
+    return found
 
 
 def _path(names: list[str]) -> tuple[str, ...]:
@@ -273,11 +293,5 @@ def _asked(numbers: list[Any], seen: list[_Seen]) -> tuple[int, ...] | None:
     around = [one for one in numbers if one.name in ("aten::reshape", "aten::flatten")]
     if not around:
         return None
-    marks, stack = [], list(around[-1].children)
-    while stack:
-        event = stack.pop()
-        if event.name.startswith(_MARK):
-            marks.append(int(event.name.removeprefix(_MARK)))
-        else:
-            stack += event.children
+    marks = _marks(around[-1])
     return seen[max(marks)].shape if marks else None
