@@ -13,6 +13,7 @@ import time
 from collections import Counter
 
 import torch
+import torch.nn.functional as F
 
 import torchvision_ops  # noqa: F401
 
@@ -25,7 +26,6 @@ from timm.models.swin_transformer import (
 )
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
-from torch.nn import functional as F
 from torchvision.models import resnet18
 from transformers import GPT2Config, GPT2Model
 
@@ -65,7 +65,7 @@ class Advised(HandWritten):
 
 
 class AdvisedSwin(SwinTransformerBlock):
-    """pad-of-nothing says: no pad where nothing is to be padded. Fused attention is timm's switch."""
+    """pad-of-nothing says: no pad where nothing is to be padded. Fused attention is a switch."""
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -155,7 +155,9 @@ def on_meta(model: nn.Module, inputs: object) -> str:
 def networks() -> None:
     image = torch.randn(1, 3, 224, 224)
     last = image.to(memory_format=torch.channels_last)
-    ids = {"input_ids": torch.randint(0, 50_000, (1, 128)), "attention_mask": torch.ones(1, 128)}
+    tokens = torch.randint(0, 50_000, (1, 128))
+    # Of 4 dims, or transformers asks the values of the mask, which meta does not have.
+    ids = {"input_ids": tokens, "attention_mask": torch.zeros(1, 1, 128, 128)}
     lstm, series = nn.LSTM(64, 128, num_layers=2, batch_first=True), torch.randn(8, 64, 64)
     rows = (
         ("ResNet-18, NCHW", resnet18().eval(), image),
@@ -167,13 +169,13 @@ def networks() -> None:
         ("GPT-2, 4 layers, sdpa", gpt2("sdpa"), ids),
         ("LSTM, batch_first", lstm, series),
     )
-    print("\n| network | forward | by cause | on meta |\n|---|---|---|---|")
+    print("\n| network | forward | by cause | with backward | on meta |\n|---|---|---|---|---|")
     for name, model, inputs in rows:
-        found = layout.copies(model, inputs)
+        found, both = layout.copies(model, inputs), layout.copies(model, inputs, backward=True)
         meta = on_meta(model, inputs)
         causes = Counter(copy.cause for copy in found).most_common()
         told = ", ".join(f"{count} {cause}" for cause, count in causes)
-        print(f"| {name} | {headline(found)} | {told} | {meta} |")
+        print(f"| {name} | {headline(found)} | {told} | {headline(both)} | {meta} |")
 
 
 if __name__ == "__main__":

@@ -31,13 +31,6 @@ COMPILER_ENTRIES = (
         look="recurrent",
     ),
     Entry(
-        "export-dims-tied",
-        r"The values of (?P<a>.+?) = .+? and (?P<b>.+?) = .+? must always be equal",
-        "the dims {a} and {b} were declared apart, and the code needs them equal",
-        "adding, stacking or multiplying two tensors ties their sizes",
-        "one torch.export.Dim for both",
-    ),
-    Entry(
         "export-dynamic-shapes",
         r"Detected mismatch between the structure of `inputs` and `dynamic_shapes`: (?P<how>[^\n]+)",
         "dynamic_shapes is not built as the inputs are: {how}",
@@ -154,10 +147,10 @@ COMPILER_ENTRIES = (
     # Last: whatever Dynamo refuses brings its own words, under an id of its registry.
     Entry(
         "graph-break",
-        r"(?:^|\n|Unsupported: )(?P<what>[^\n]+)\n *Explanation: (?P<explanation>[^\n]+)\n"
+        r"(?:^|\n)(?:\w+: )?(?P<what>[^\n]+)\n *Explanation: (?P<explanation>[^\n]+)\n"
         r" *(?:Hint: (?P<hint>[^\n]+))?.*?/gb/(?P<gb>gb\d+)\.html",
         "torch.compile(fullgraph=True) cannot trace this: {what} ({gb})",
         "{explanation}",
-        "{hint} Without fullgraph=True the graph is cut in two here and the line runs in eager",
+        "{hint} Or without fullgraph=True the graph is cut in two here and the line runs in eager",
     ),
 )

@@ -98,7 +98,7 @@ def why(error: BaseException | Warning | str) -> Why:
     chain = failures.chain_of(error)
     text = "\n".join(f"{type(one).__name__}: {one}" for one in chain)
     found = _matched(text)
-    where = failures.user_line(chain, text)
+    where = _where(chain, text)
     if found is None:
         return _export(error, where)
     entry, groups = found
@@ -111,10 +111,16 @@ def _of_text(text: str) -> Why:
     text = _ESCAPES.sub("", text)
     found = _matched(text)
     if found is None:
-        return _export(RuntimeError(text), failures.user_line([], text))
+        return _export(RuntimeError(text), _where([], text))
     entry, groups = found
     details = tuple(_looked(entry, groups, _Case(None, [], groups)))
-    return replace(_filled(entry, groups), where=failures.user_line([], text), details=details)
+    return replace(_filled(entry, groups), where=_where([], text), details=details)
+
+
+def _where(chain: list[BaseException], text: str) -> str:
+    """The user's line; Dynamo writes the one that it traced into its words, not the traceback."""
+    traced = text.rpartition("from user code:")[2] if "from user code:" in text else ""
+    return failures.user_line([], traced) or failures.user_line(chain, text)
 
 
 def _matched(text: str) -> tuple[Entry, dict[str, str]] | None:

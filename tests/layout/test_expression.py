@@ -105,7 +105,7 @@ def test_an_expanded_tensor_is_free_however_large():
 
 
 def test_errors_of_torch_are_told():
-    with pytest.raises(InputError, match="fails: .*invalid for input of size 6"):
+    with pytest.raises(InputError, match=r"fails: .*invalid for input of size 6"):
         evaluate("torch.zeros(6).view(5)")
     with pytest.raises(InputError, match="cannot be read"):
         evaluate("torch.zeros(")

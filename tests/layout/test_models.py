@@ -113,3 +113,42 @@ def test_meta_is_at_least_what_the_dispatch_mode_sees(make):
     meta = layout.copies(model, IMAGE, device="meta")
     assert len(meta) >= len(real)
     assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+
+
+def test_a_parameters_copied_gradient_is_named():
+    found = layout.copies(vit(), IMAGE, backward=True)
+    (copy,) = [one for one in found if one.cause == "accumulated"]
+    assert str(copy.place) == "the gradient of pos_embed"
+
+
+def test_a_training_resnet_in_both_formats():
+    image, last = torch.randn(2, 3, 64, 64), torch.channels_last
+    found = layout.copies(resnet().train(), image, backward=True)
+    assert set(causes(found)) == {"convolution-input-gradient"}
+    strided = {n for n, m in resnet().named_modules() if isinstance(m, nn.Conv2d)}
+    assert {copy.place.module for copy in found} < strided
+    model = resnet().train().to(memory_format=last)
+    found = layout.copies(model, image.to(memory_format=last), backward=True)
+    assert set(causes(found)) == {"convolution-weight-gradient"}
+    assert {copy.place.module for copy in found} == strided
+
+
+def test_swin_and_gpt2_and_lstm_backwards():
+    found = layout.copies(swin(), IMAGE, backward=True)
+    assert {"gradient-layout", "gradient-of-a-split"} <= set(causes(found))
+    assert any(copy.place.module == "layers.1.blocks.1.attn" for copy in found if copy.backward)
+    ids = torch.randint(0, 50, (2, 16))
+    found = layout.copies(gpt2("eager"), {"input_ids": ids}, backward=True)
+    assert any(copy.backward for copy in found)
+    assert all(copy.place.file for copy in found if copy.cause != "accumulated")
+    lstm = nn.LSTM(8, 16, num_layers=2, batch_first=True)
+    found = layout.copies(lstm, torch.randn(4, 6, 8), backward=True)
+    assert set(causes(found)) == {"recurrent-batch-first"}
+    assert {bool(copy.backward) for copy in found} == {True, False}
+
+
+def test_meta_leaves_out_what_only_meta_does():
+    assert len(layout.copies(resnet(), IMAGE, device="meta")) == 0
+    mask = torch.zeros(2, 1, 16, 16)
+    inputs = {"input_ids": torch.randint(0, 50, (2, 16)), "attention_mask": mask}
+    assert len(layout.copies(gpt2("sdpa"), inputs, device="meta")) >= 2

@@ -254,8 +254,12 @@ CAUSES = (
     ),
     Cause(
         "gradient-of-a-split",
-        lambda write: bool(write.backward) and write.backward.startswith("ViewBackward")
-        and len(write.source.shape) == 5 and _in("reshape")(write),
+        lambda write: (
+            bool(write.backward)
+            and write.backward.startswith("ViewBackward")
+            and len(write.source.shape) == 5
+            and _in("reshape")(write)
+        ),
         "q, k and v were permuted before they were split, so their gradients are stacked in that "
         "order: {reason}",
         "split first and permute each part: q, k, v = (t.transpose(1, 2) for t in "
