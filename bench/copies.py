@@ -13,7 +13,6 @@ import time
 from collections import Counter
 
 import torch
-import torch.nn.functional as F
 
 import torchvision_ops  # noqa: F401
 
@@ -60,7 +59,7 @@ class Advised(HandWritten):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = (self.split(layer(x)) for layer in (self.q, self.k, self.v))
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
         return self.out(mixed.transpose(1, 2).reshape(x.shape))
 
 

@@ -32,7 +32,8 @@ COMPILER_ENTRIES = (
     ),
     Entry(
         "export-dynamic-shapes",
-        r"Detected mismatch between the structure of `inputs` and `dynamic_shapes`: (?P<how>[^\n]+)",
+        r"Detected mismatch between the structure of `inputs` and `dynamic_shapes`: "
+        r"(?P<how>[^\n]+)",
         "dynamic_shapes is not built as the inputs are: {how}",
         "it has one entry for each argument, nested as the argument is; forward(*args) takes one "
         "tuple",
@@ -45,7 +46,8 @@ COMPILER_ENTRIES = (
         "an exported program got another size than it was made for: it checks {guard}",
         "dim {dim} of {input} was not dynamic when it was exported; with Dim.AUTO a dim that the "
         "code fixes becomes static without a word",
-        "export with {{{dim}: Dim('d', min=2, max=...)}} for {input}, which fails where it cannot be",
+        "export with {{{dim}: Dim('d', min=2, max=...)}} for {input}, which fails where "
+        "it cannot be",
         fault="the input",
     ),
     Entry(
@@ -101,7 +103,8 @@ COMPILER_ENTRIES = (
         "cudagraph-overwritten",
         r"accessing (?:gradient )?tensor output of CUDAGraphs that has been overwritten",
         "a tensor of an earlier call is read after a later call has written over it",
-        "with mode='reduce-overhead' outputs live in the memory of one CUDA graph, which every call "
+        "with mode='reduce-overhead' outputs live in the memory of one CUDA graph, which "
+        "every call "
         "uses anew",
         "clone() what is kept beyond the next call, or call "
         "torch.compiler.cudagraph_mark_step_begin() before each; else mode='default'",

@@ -1,4 +1,4 @@
-"""Every cause says what to change: here the change is made, the copy goes, and nothing else does."""
+"""Every cause says what to change: here the change is made, a copy goes, and the outputs stay."""
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ LAST.load_state_dict(CONV.state_dict())
 WEIGHT = torch.randn(3, 4, 3, 3)
 EMBED = nn.Embedding(9, 5)
 IDS = torch.randint(0, 9, (3, 4))
+SERIES = torch.randn(3, 5, 4)
 LSTM, TURNED = nn.LSTM(4, 6, batch_first=True), nn.LSTM(4, 6)
 TURNED.load_state_dict(LSTM.state_dict())
 
@@ -58,9 +59,14 @@ def split_then_permuted(x):
     return merged(F.scaled_dot_product_attention(q, k, v))
 
 
-def autocast(x):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        return LINEAR(x)
+class Autocast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = LINEAR
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return self.linear(x)
 
 
 def windows(x, twice):
@@ -90,7 +96,7 @@ CHANGES = {
     "head-merge": ((by_hand, X), (fused, X)),
     "expanded": ((lambda x: grouped(x, True), X), (lambda x: grouped(x, False), X)),
     "recurrent-batch-first": (
-        (lambda x: LSTM(x)[0], torch.arange(60.0).view(3, 5, 4)),
+        (lambda x: LSTM(x)[0], SERIES),
         (
             lambda x: TURNED(x)[0].transpose(0, 1),
             torch.arange(60.0).view(3, 5, 4).mT.permute(2, 0, 1).contiguous(),
@@ -113,7 +119,7 @@ CHANGES = {
         (lambda x: x, X),
     ),
     "pad-of-nothing": ((lambda x: F.pad(x, (0, 0)) + 1, X), (lambda x: x + 1, X)),
-    "weight-cast": ((autocast, X), (HALF, X.bfloat16())),
+    "weight-cast": ((Autocast(), X), (HALF, X.bfloat16())),
     "cast": ((lambda x: x.double().float(), X), (lambda x: x, X)),
 }
 BACKWARD = {
@@ -135,9 +141,9 @@ def found(function, x, backward):
 def test_the_change_removes_the_copy(cause):
     backward = cause in BACKWARD
     (before, x), (after, y) = (CHANGES | BACKWARD)[cause]
-    assert cause in found(before, x, backward)
-    changed = found(after, y, backward)
-    assert cause not in changed
+    first, changed = found(before, x, backward), found(after, y, backward)
+    assert first.count(cause) > changed.count(cause)
+    assert cause not in changed or cause == "window"  # of which one is needed
     torch.testing.assert_close(after(y), before(x), rtol=2e-5, atol=2e-5, check_dtype=False)
 
 

@@ -5,6 +5,7 @@ is slow to load, slow compiling, lost side effects): docs/why.md says what shows
 """
 
 import getpass
+import inspect
 import os
 import subprocess
 import sys
@@ -76,19 +77,14 @@ def branch(x):
 
 
 def overwritten():
-    """As torch's cudagraph trees mark the memory of a finished call; on a CPU tensor here."""
+    """torch's own words; the test below has a GPU raise them."""
     from torch._inductor.cudagraph_trees import CUDAGraphTreeManager
 
-    x = torch.zeros(2)
-    words = CUDAGraphTreeManager.format_dealloc_msg("File 'model.py', line 3")
-    torch._C._set_storage_data_ptr_access_error_msg(x.untyped_storage()._cdata, words)
-    x.untyped_storage().data_ptr()
+    raise RuntimeError(CUDAGraphTreeManager.format_dealloc_msg("File 'model.py', line 3"))
 
 
 def no_triton():
-    """Inductor asks for the scheduler of a GPU on a machine without Triton."""
-    import inspect
-
+    """torch's own exception, which Inductor raises for a GPU where Triton is missing."""
     from torch._inductor.exc import TritonMissing
 
     raise TritonMissing(inspect.currentframe())
@@ -208,7 +204,6 @@ def test_an_lstms_length_is_named():
     [
         lambda x: torch.autograd.grad((x * x).sum(), x)[0],
         lambda x: (torch.autocast("cpu").__enter__(), x)[1],
-        lambda x: (breakpoint(), x)[1],
     ],
 )
 def test_whatever_dynamo_refuses_has_its_number_and_hint(function, request):
@@ -222,13 +217,21 @@ def test_whatever_dynamo_refuses_has_its_number_and_hint(function, request):
 
 
 def test_the_cause_is_found_behind_the_exporters_wrapping():
-    try:
-        try:
-            raise KeyError("getpwuid(): uid not found: 1000")
-        except KeyError as error:
-            raise RuntimeError("Failed to export the model. This is step 1/3") from error
-    except RuntimeError as error:
-        assert why(error).id == "no-user-name"
+    error = RuntimeError("Failed to export the model. This is step 1/3")
+    error.__cause__ = KeyError("getpwuid(): uid not found: 1000")
+    assert why(error).id == "no-user-name"
+
+
+@pytest.mark.gpu
+def test_an_output_of_a_cuda_graph_that_was_overwritten():
+    twice_as_much = torch.compile(lambda x: x * 2, mode="reduce-overhead")
+    x = torch.ones(8, device="cuda")
+    for _ in range(3):
+        kept = twice_as_much(x)
+    twice_as_much(x + 1)
+    with pytest.raises(RuntimeError) as caught:
+        kept + 1
+    assert why(caught.value).id == "cudagraph-overwritten"
 
 
 def test_a_script_that_fails_in_export_is_explained(tmp_path):

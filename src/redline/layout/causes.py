@@ -65,7 +65,7 @@ def _mixed(write: Write) -> bool:
 
 
 def _gradient_of(place: int) -> Rule:
-    """Inside convolution_backward: of the shape of one operand (gradient, input, weight), not it."""
+    """Inside convolution_backward: of an operand's shape (gradient, input, weight), but not it."""
 
     def rule(write: Write) -> bool:
         if write.path[0] != "convolution_backward" or len(write.sizes) <= place:

@@ -23,7 +23,7 @@ def may_write(shape: Ints, strides: Ints) -> Verdict:
 
     Example:
         >>> print(may_write((3, 3), (1, 1)))
-        no: [0, 1] and [1, 0] are the same element; torch does not notice
+        no: [0, 2] and [2, 0] are the same element; torch does not notice
     """
     if 0 in shape:
         return Verdict(True, "it has no elements")

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import linecache
 import math
-import re
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -145,9 +145,9 @@ def _operands(args: tuple[Any, ...]) -> tuple[tuple[int, int], ...]:
     found = []
     for one in args:
         for tensor in one if isinstance(one, list | tuple) else (one,):
-            if isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided:
-                if storage := _pointer(tensor):
-                    found.append((storage, tensor.data_ptr()))
+            strided = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
+            if strided and (storage := _pointer(tensor)):
+                found.append((storage, tensor.data_ptr()))
     return tuple(found)
 
 
