@@ -33,7 +33,7 @@ from redline.errors import ModelError
 from redline.layout.listing import headline, size
 from redline.measure.statistics import ratio
 
-ROUNDS = 41
+ROUNDS = 81
 
 
 class HandWritten(nn.Module):

@@ -223,6 +223,7 @@ def test_the_cause_is_found_behind_the_exporters_wrapping():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_an_output_of_a_cuda_graph_that_was_overwritten():
     twice_as_much = torch.compile(lambda x: x * 2, mode="reduce-overhead")
     x = torch.ones(8, device="cuda")
