@@ -131,7 +131,7 @@ def copies(
         backward: also run the backward pass, from dense gradients of ones.
         device: "meta" computes nothing and needs no memory, for models too big to run: the list is
             then an upper bound of the copies that a dispatch mode sees (attention takes its
-            plain path there), and copies inside kernels, which are not run, are missing.
+            plain path there); copies inside kernels and recurrent layers are missing.
 
     Raises:
         InputError: inputs of another kind, another device than "meta", nothing to differentiate.
