@@ -1,5 +1,6 @@
 """What `why` finds out about a case: lines, variables, writes, export failures, whole commands."""
 
+import json
 import sys
 
 import pytest
@@ -153,6 +154,16 @@ def test_redline_why_on_the_command_line(script):
     done = CliRunner().invoke(app, ["why"], input=log)
     assert done.exit_code == 0
     assert "a class label of 5" in done.stdout
+
+
+def test_redline_why_as_json(script):
+    log = "Traceback (most recent call last):\nRuntimeError: Target 5 is out of bounds.\n"
+    done = CliRunner().invoke(app, ["why", "--json"], input=log)
+    assert json.loads(done.stdout)["id"] == "target-range"
+    assert json.loads(CliRunner().invoke(app, ["why", "--json"], input="fine\n").stdout) is None
+    done = CliRunner().invoke(app, ["why", "--json", "--", sys.executable, str(script)])
+    assert done.exit_code == 1
+    assert json.loads(done.stderr.splitlines()[-1])["id"] == "view-strides"
 
 
 def test_a_log_without_a_failure():
