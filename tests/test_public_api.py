@@ -10,14 +10,15 @@ import redline
 
 NAMES = {
     "__version__", "Engine", "Goal", "Report", "autograd_view", "compare", "errors", "grad_report",
-    "graph_view", "load", "machine", "optimize", "watch",
+    "graph_view", "load", "machine", "optimize", "watch", "why",
 }  # fmt: skip
 HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "onnxscript", "onnx_ir", "rich", "typer")
 
 
 def test_the_public_names_are_these():
     assert set(redline.__all__) == NAMES
-    assert set(dir(redline)) == NAMES
+    assert set(dir(redline)) == {*NAMES, "layout"}
+    assert redline.layout.__name__ == "redline.layout"
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))

@@ -25,12 +25,17 @@ _PUBLIC = {
     "machine": "redline.machine",
     "optimize": "redline.api",
     "watch": "redline.views.watch",
+    "why": "redline.diagnosis",
 }
+# Packages that are used by name; each loads its own parts on first use.
+_PACKAGES = ("layout",)
 
 __all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"redline.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'redline' has no attribute {name!r}")
     module = importlib.import_module(_PUBLIC[name])
@@ -38,4 +43,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, *_PACKAGES])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,3 +87,20 @@ def config_dir() -> Path:
 def child_environment() -> dict[str, str]:
     """The whole environment, to be handed to a process that we start."""
     return dict(os.environ)
+
+
+@contextlib.contextmanager
+def quiet_profiler() -> Iterator[None]:
+    """Within it torch's profiler, when it is first used, does not log its start and end to stderr.
+
+    A level that the user has set stays.
+    """
+    name = "KINETO_LOG_LEVEL"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "99"
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)

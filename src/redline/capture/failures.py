@@ -181,10 +181,10 @@ def explain(error: BaseException, stage: str, program: ExportedProgram | None = 
         >>> explain(RuntimeError("complex numbers"), "torch.export").hint
         'write the real and imaginary parts as two real tensors'
     """
-    chain = _chain(error)
+    chain = chain_of(error)
     text = "\n".join(f"{type(one).__name__}: {one}" for one in chain)
     node = _NODE.search(text)
-    where = _user_line(chain, text) or _line_of(program, node[1] if node else "")
+    where = user_line(chain, text) or _line_of(program, node[1] if node else "")
     for failure in FAILURES:
         match = re.search(failure.pattern, text, re.DOTALL)
         if match:
@@ -202,12 +202,12 @@ def explain(error: BaseException, stage: str, program: ExportedProgram | None = 
 
 def classify(error: BaseException) -> str | None:
     """The id of the class that an exception falls into, or None."""
-    text = "\n".join(f"{type(one).__name__}: {one}" for one in _chain(error))
+    text = "\n".join(f"{type(one).__name__}: {one}" for one in chain_of(error))
     found = (failure.id for failure in FAILURES if re.search(failure.pattern, text, re.DOTALL))
     return next(found, None)
 
 
-def _chain(error: BaseException) -> list[BaseException]:
+def chain_of(error: BaseException) -> list[BaseException]:
     """The exception and what caused it, the outermost first."""
     chain: list[BaseException] = []
     current: BaseException | None = error
@@ -217,7 +217,7 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def _user_line(chain: list[BaseException], text: str) -> str:
+def user_line(chain: list[BaseException], text: str) -> str:
     """The innermost line that is the user's: from the tracebacks, else from the text."""
     for error in reversed(chain):
         for frame in reversed(traceback.extract_tb(error.__traceback__)):

@@ -14,8 +14,10 @@ from redline.cli.demo import demo
 from redline.cli.doctor import doctor
 from redline.cli.explain import explain
 from redline.cli.graph_view import graph_view
+from redline.cli.layout import layout
 from redline.cli.optimize import optimize
 from redline.cli.run import run
+from redline.cli.why import why
 from redline.errors import InputError, RedlineError
 
 FAILURE, BAD_INPUT = 1, 2  # the exit codes; Ctrl-C is 130
@@ -62,7 +64,7 @@ def _options(
     """What comes before a command's name."""
 
 
-for command in (optimize, run, explain, bench, graph_view, doctor, demo):
+for command in (optimize, run, explain, bench, graph_view, layout, why, doctor, demo):
     app.command()(command)
 
 
