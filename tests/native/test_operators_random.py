@@ -154,7 +154,20 @@ def convolutions(draw):
 
 
 ALL = [elementwise, whole_numbers, reductions, pads, resizes, placing, convolutions]
-ONE = st.one_of(*(make() for make in [*ALL, transposed_convolutions]))
+
+
+class Drawn:
+    """What was drawn, with a short name for hypothesis' reports."""
+
+    def __init__(self, made):
+        self.made = made
+
+    def __repr__(self):
+        shapes_of = {name: array.shape for name, array in self.made[1].items()}
+        return f"{self.made[0][0].op_type}{shapes_of}"
+
+
+ONE = st.one_of(*(make().map(Drawn) for make in [*ALL, transposed_convolutions]))
 
 
 def case(number, nodes, inputs, weights=None):
@@ -184,7 +197,7 @@ def torch_result(node, inputs, weights):
 
 
 def check(drawn):
-    cases = [case(i, *made) for i, made in enumerate(drawn)]
+    cases = [case(i, *one.made) for i, one in enumerate(drawn)]
     for done in node_tests.results(cases, node_tests.fastest(), verbose=True):
         nodes = [str(node).replace("\n", " ") for node in done.model.graph.node]
         shapes_of = [np.shape(a) for a in done.data[0][0]]
