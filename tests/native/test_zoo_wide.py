@@ -199,7 +199,8 @@ class Autoencoder(nn.Module):
         self.code = nn.Linear(16 * 16, 10)
         self.back = nn.Linear(10, 16 * 16)
         self.up = nn.Sequential(
-            nn.ConvTranspose2d(16, 8, 3, 2, 1, output_padding=1, groups=2), nn.InstanceNorm2d(8, affine=True),
+            nn.ConvTranspose2d(16, 8, 3, 2, 1, output_padding=1, groups=2),
+            nn.InstanceNorm2d(8, affine=True),
             nn.LeakyReLU(0.1), nn.ConvTranspose2d(8, 1, 5, 2, 2, output_padding=1), nn.Sigmoid(),
         )  # fmt: skip
 

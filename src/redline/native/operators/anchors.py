@@ -11,7 +11,6 @@ from redline.native.dtypes import FLOATS, NUMBERS
 from redline.native.ir import No, Value, reshaped, view
 from redline.native.read import Op, Reader, constant, operator
 
-
 _WIDEST = 16  # floats in the widest vector: a group of channels starts at a multiple of them
 
 
