@@ -35,8 +35,9 @@ fix: $(READY_DEV) ## let ruff mend what it can
 	$(BIN)/ruff check --fix --quiet . || true
 	$(BIN)/ruff format --quiet .
 
-docs: $(READY_DEV) ## write docs/cli.md from the commands' help, then test the docs
+docs: $(READY_DEV) ## write docs/cli.md and docs/operators.md from the code, then test the docs
 	$(BIN)/python tools/cli_reference.py
+	$(BIN)/python tools/operators_reference.py
 	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_readme.py
 
 bench: $(READY_DEV) ## measure the claims of docs/benchmarks.md (about an hour; leave the machine alone)

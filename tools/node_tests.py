@@ -2,6 +2,7 @@
 
     python tools/node_tests.py            regenerate tests/native/node_tests.txt
     python tools/node_tests.py --check    fail where the list no longer holds
+    python tools/node_tests.py --sanitize with the address and undefined-behaviour sanitizers
     python tools/node_tests.py test_gru   only what begins so, with its errors
 
 Many models are compiled into one C++ file each time: a file for each would take an hour. A shape,
@@ -13,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import os
 import re
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -37,6 +40,7 @@ from redline.native.layout import Layouts
 from redline.native.read import Unknown, read
 
 LIST = Path(__file__).parent.parent / "tests" / "native" / "node_tests.txt"
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
 PER_FILE = 40  # models in one C++ file
 _EXPORTS = re.compile(r"\bredline_(describe|open|run|profile|times|close)\b")
 
@@ -229,10 +233,25 @@ def compare(got: np.ndarray, want: np.ndarray, tolerance: tuple[float, float]) -
     np.testing.assert_allclose(got, want, rtol=rtol, atol=atol)
 
 
-def fastest() -> isa.Isa:
+def fastest(*more: str) -> isa.Isa:
     """This machine's instruction set, compiled quickly."""
     found = isa.usable(sorted(machine.isa_flags()))[0]
-    return replace(found, flags=(*found.flags, "-O1"))
+    return replace(found, flags=(*found.flags, "-O1", *more))
+
+
+def sanitized(arguments: list[str]) -> int:
+    """This tool again in a process that has the sanitizers' libraries loaded before all others."""
+    compiler = toolchain.compiler() or "g++"
+    named = [f"-print-file-name=lib{name}.so" for name in ("asan", "ubsan")]
+    libraries = [
+        subprocess.run([compiler, n], capture_output=True, text=True, check=True).stdout.strip()
+        for n in named
+    ]
+    environment = dict(os.environ, LD_PRELOAD=" ".join(libraries), REDLINE_SANITIZED="1")
+    environment["ASAN_OPTIONS"] = "detect_leaks=0"  # Python itself keeps memory to the end
+    return subprocess.run(
+        [sys.executable, __file__, *arguments], env=environment, check=False
+    ).returncode
 
 
 def results(chosen: Iterable[Case], target: isa.Isa, *, verbose: bool = False) -> Iterator[Case]:
@@ -274,16 +293,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("prefix", nargs="?", default="")
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--sanitize", action="store_true")
     asked = parser.parse_args()
-    target = fastest()
+    if asked.sanitize and "REDLINE_SANITIZED" not in os.environ:
+        return sanitized(sys.argv[1:])
+    target = fastest(*(SANITIZE if asked.sanitize else ()))
     done = list(results(cases(asked.prefix), target, verbose=bool(asked.prefix)))
     lines = [case.verdict() for case in done]
     for line in lines:
         if asked.prefix or ": FAIL" in line:
             print(line)
     print(summary(done))
-    if asked.prefix:
-        return 0
+    if asked.prefix or asked.sanitize:
+        return any(case.error for case in done)
     if asked.check:
         wrong = sorted(set(lines) ^ set(stored()))
         print(*wrong, sep="\n")

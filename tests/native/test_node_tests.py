@@ -1,6 +1,7 @@
 """ONNX's own backend node tests: the committed list holds, and no test fails."""
 
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -57,6 +58,18 @@ def test_a_sample_holds(cases, listed):
 def test_all_hold(cases, listed):
     assert {case.name for case in cases} == set(listed)
     held(cases, listed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_all_under_the_sanitizers():
+    """Every array's end and every undefined operation is watched while all node tests run."""
+    done = subprocess.run(
+        [sys.executable, node_tests.__file__, "--sanitize"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert " 0 fail" in done.stdout
 
 
 def test_a_wrong_result_is_seen(cases):

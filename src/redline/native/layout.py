@@ -39,7 +39,9 @@ class Layouts:
 
     def _window(self, node: Node, halos: dict[Value, tuple[int, int, int, int]]) -> None:
         x = node.ins[0]
-        if node.kind == "conv" and x.root.layout is None and x.shape[1] < self.lanes:
+        dense = node.attrs.get("dilations", (1, 1))[1] == 1  # a planar window's row is read in one
+        few = x.root.layout is None and x.shape[1] < self.lanes
+        if node.kind == "conv" and few and dense:
             node.ins = [self._planar(x, node.attrs["pads"])]
             node.attrs["planar"] = True
         else:

@@ -11,6 +11,8 @@ from redline.native.dtypes import FLOATS, NUMBERS
 from redline.native.ir import No, Value, reshaped, view
 from redline.native.read import Op, Reader, constant, operator
 
+_WIDEST = 16  # floats in the widest vector: a group of channels starts at a multiple of them
+
 
 @operator("MatMul", types=NUMBERS)
 def _matmul(r: Reader, op: Op) -> list[Value]:
@@ -176,13 +178,32 @@ def convolution(
         weights = weights[:, :, None, :]
     shape = (image.shape[0], weights.shape[0], *window["sizes"])
     depthwise = groups == image.shape[1] == weights.shape[0] and groups > 1
-    kind = "depthwise" if depthwise else "conv"
+    kind, flops = "depthwise" if depthwise else "conv", 2 * prod(shape) * prod(weights.shape[1:])
+    if groups > 1 and not depthwise:
+        weights, groups = _merged(weights, groups)
     out = r.add(kind, r.new(shape, x.dtype), image, weights=weights, groups=groups, **window)
-    r.nodes[-1].flops = 2 * prod(shape) * prod(weights.shape[1:])
+    r.nodes[-1].flops = flops
     if bias is not None:
         seen = constant(bias.const.reshape(-1, 1, 1)) if bias.const is not None else None
         out = r.pointwise("({0} + {1})", out, seen or r.reshape(bias, (bias.size, 1, 1)))
     return r.reshape(out, (*shape[:2], shape[3])) if len(x.shape) == 3 else out
+
+
+def _merged(weights: np.ndarray, groups: int) -> tuple[np.ndarray, int]:
+    """Neighbouring groups as one with zeros between them, until each fills whole vectors."""
+    outer, inner = weights.shape[0] // groups, weights.shape[1]
+    fits = (
+        n for n in range(1, groups)
+        if groups % n == 0 and inner * n % _WIDEST == 0 and outer * n % _WIDEST == 0
+    )  # fmt: skip
+    count = next(fits, groups)
+    if count == 1:
+        return weights, groups
+    full = np.zeros((weights.shape[0], inner * count, *weights.shape[2:]), weights.dtype)
+    for group in range(groups):
+        rows, at = slice(group * outer, (group + 1) * outer), group % count * inner
+        full[rows, at : at + inner] = weights[rows]
+    return full, groups // count
 
 
 def general_convolution(
