@@ -31,7 +31,6 @@ class Source:
     def __init__(self, path: str | None) -> None:
         self.name, self._lines = "", []
         self.calls: dict[str, ast.Call] = {}
-        self._optimizers: list[ast.Call] = []
         if path is None:
             return
         try:
