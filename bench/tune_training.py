@@ -9,6 +9,7 @@ against the loop as it was, in turns, both reading their loaders.
 
 from __future__ import annotations
 
+import statistics
 import sys
 
 import torch
@@ -38,13 +39,13 @@ def slow_transform(pixels: torch.Tensor) -> torch.Tensor:
 
 
 class Towers(nn.Module):
-    """Shallow towers that each read the image: with formats that differ, each copies it."""
+    """Parallel branches over one feature map: with formats that differ, each copies it."""
 
     def __init__(self, towers: int = 6, width: int = 8) -> None:
         super().__init__()
         self.towers = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(3, width, 1 + 2 * (n % 2), stride=4, padding=n % 2), nn.ReLU())
-            for n in range(towers)
+            nn.Sequential(nn.Conv2d(64, width, 3, stride=4, padding=1), nn.ReLU())
+            for _ in range(towers)
         )
         self.head = nn.Linear(towers * width, 10)
 
@@ -69,7 +70,7 @@ def transform() -> Loop:
 def formats() -> Loop:
     model = Towers().to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    data = TensorDataset(torch.randn(64, 3, 224, 224), torch.randint(0, 10, (64,)))
+    data = TensorDataset(torch.randn(64, 64, 64, 64), torch.randint(0, 10, (64,)))
     return Loop(model, optimizer, nn.CrossEntropyLoss(), _slices(data, 16))
 
 
@@ -82,9 +83,8 @@ def logging() -> Loop:
 
     def log(step: int, loss: torch.Tensor) -> None:
         history.append(loss.item())
-        smooth = sum(history[-100:]) / len(history[-100:])
-        spread = torch.tensor(history[-1000:]).std(unbiased=False).item()
-        print(f"step {step}: loss {loss.item():.4f}, mean {smooth:.4f}, std {spread:.4f}")
+        mean, spread = statistics.fmean(history[-500:]), statistics.pstdev(history[-500:])
+        print(f"step {step}: loss {loss.item():.4f}, of the last 500 {mean:.4f} ± {spread:.4f}")
 
     return Loop(
         model, optimizer, nn.CrossEntropyLoss(), _slices(data, 32), log=log, set_to_none=False
@@ -110,6 +110,12 @@ def _slices(data: TensorDataset, size: int) -> DataLoader:
     return DataLoader(data, batch_size=None, sampler=BatchSampler(RandomSampler(data), size, False))
 
 
+def words(gain: tuple[float, float, float] | None) -> str:
+    if gain is None:
+        return "nothing changed"
+    return f"{gain[0]:.2f}× ({gain[1]:.2f} to {gain[2]:.2f})"
+
+
 LOOPS = {"transform": transform, "formats": formats, "logging": logging, "good": good}
 
 
@@ -119,7 +125,7 @@ def main() -> None:
     for name in names:
         torch.manual_seed(0)
         found = tune(LOOPS[name](), budget="75s", skip=("batch", "lr"))
-        gain = "%.2f× (%.2f to %.2f)" % found.gain if found.gain else "nothing changed"
+        gain = words(found.gain)
         named = "; ".join(fault.name for fault in found.faults) or "nothing"
         kept = "; ".join(trial.change for trial in found.kept) or "nothing"
         print(

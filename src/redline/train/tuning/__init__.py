@@ -1,4 +1,4 @@
-"""What bounds a training step, and the lines that make it faster; measured, one change at a time."""
+"""What bounds a training step, and the lines that make it faster."""
 
 from redline.train.tuning.loop import Loop
 from redline.train.tuning.tuner import tune

@@ -131,7 +131,9 @@ def run(state: dict[str, Any], *, size: int) -> float:
             return leaf.index_select(0, index)
         return leaf
 
-    rig = Rig(loop, replace(setup, feed="samples", workers=0, compile=False), [tree_map(grow, batch)])
+    rig = Rig(
+        loop, replace(setup, feed="samples", workers=0, compile=False), [tree_map(grow, batch)]
+    )
     rig.turn(0.0)
     seconds = min(rig.turn(0.3)[0] for _ in range(3))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

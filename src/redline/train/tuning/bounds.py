@@ -88,16 +88,14 @@ def judge(phases: dict[str, float], work: Work, peaks: Peaks) -> Bound:
     return Bound(max(seconds, key=lambda name: seconds[name]), seconds)
 
 
-class _Count(TorchDispatchMode):
+class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Operators that reach the device, and the bytes of what goes in and comes out."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls = self.bytes = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = str(func).removeprefix("aten.")
         if not name.startswith(_VIEWS):

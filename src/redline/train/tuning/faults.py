@@ -45,7 +45,7 @@ def find(
 
 
 def mixed_layout(model: nn.Module, batch: Any) -> str:
-    """"channels_last" if only the weights have that format, "input" if only the input, else ""."""
+    """Which has channels_last alone: "channels_last" (the weights), "input", or "" for neither."""
     weights = [
         one.weight for one in model.modules()
         if isinstance(one, nn.Conv2d) and _is_last(one.weight) is not None

@@ -156,8 +156,9 @@ def make(loop: Loop, setup: Setup) -> Feed:
     if loader.batch_size is None:
         kind = "batch_sampler" if loader.batch_sampler is not None else "sampler"
         given = _own(getattr(loader, kind), loader.dataset)
-        fixed = {"batch_size": None} if kind == "sampler" else {}
-        return Feed(DataLoader(dataset, **{kind: given}, **fixed, **settings))
+        if kind == "sampler":
+            settings["batch_size"] = None
+        return Feed(DataLoader(dataset, **{kind: given}, **settings))
     sampler = _own(loader.sampler, loader.dataset)
     return Feed(
         DataLoader(
@@ -172,9 +173,7 @@ def first_batches(loop: Loop, setup: Setup, most: int = 8, seconds: float = 2.0)
     feed = make(loop, setup)
     try:
         start, batches = time.perf_counter(), [feed.next()[0]]
-        while len(batches) < 2 or (
-            len(batches) < most and time.perf_counter() - start < seconds
-        ):
+        while len(batches) < 2 or (len(batches) < most and time.perf_counter() - start < seconds):
             batches.append(feed.next()[0])
         return batches
     finally:
@@ -208,7 +207,7 @@ def slowest_function(loop: Loop, seconds: float = 0.5) -> tuple[str, float] | No
     library = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
     mine = [
         (key, row[3]) for key, row in stats.items()
-        if key[0][:1] not in ("~", "<") and not key[0].startswith(library) and total
+        if key[0][:1] not in ("~", "<") and key[2][:1] != "<" and not key[0].startswith(library) and total
     ]  # fmt: skip
     heavy = [(key, spent) for key, spent in mine if spent > 0.6 * total]
     if not heavy:

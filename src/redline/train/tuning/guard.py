@@ -26,8 +26,8 @@ def untouched(loop: Loop) -> Iterator[None]:
     threads, modes = torch.get_num_threads(), [(m, m.training) for m in loop.model.modules()]
     numbers = random.getstate(), np.random.get_state()
     flags = _flags()
-    held = [(p, p.grad, p._version) for p in loop.model.parameters()]
-    held += [(b, None, b._version) for b in loop.model.buffers()]
+    held = [(p, p.grad) for p in loop.model.parameters()]
+    versions = [(one, one._version) for one in (*loop.model.parameters(), *loop.model.buffers())]
     try:
         with torch.random.fork_rng(), torch.enable_grad():
             yield
@@ -40,10 +40,9 @@ def untouched(loop: Loop) -> Iterator[None]:
         for module, training in modes:
             module.training = training
         set_flags(*flags)
-        changed = [one for one, _, version in held if one._version != version]
-        for parameter, grad, _ in held:
-            if isinstance(parameter, torch.nn.Parameter):
-                parameter.grad = grad
+        changed = [one for one, version in versions if one._version != version]
+        for parameter, grad in held:
+            parameter.grad = grad
     if changed:
         raise InputError(
             f"{len(changed)} tensors of your model were written to during the trials",

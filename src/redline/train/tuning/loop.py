@@ -58,12 +58,14 @@ class Loop:
     source: str | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model, nn.Module):
+        parts: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer}
+        if not isinstance(parts["model"], nn.Module):
             raise ModelError(f"model is a {type(self.model).__name__}, expected an nn.Module")
-        if not isinstance(self.optimizer, torch.optim.Optimizer):
+        if not isinstance(parts["optimizer"], torch.optim.Optimizer):
             kind = type(self.optimizer).__name__
             raise InputError(f"optimizer is a {kind}, expected a torch.optim.Optimizer")
-        if not isinstance(self.loader, Iterable) or isinstance(self.loader, Iterator):
+        loader: Any = self.loader
+        if not isinstance(loader, Iterable) or isinstance(loader, Iterator):
             raise InputError(
                 f"loader is a {type(self.loader).__name__}, which cannot be iterated twice",
                 hint="give the DataLoader, not iter(loader)",
@@ -109,7 +111,9 @@ def as_loop(found: Any) -> Loop:
         )
     known = {field.name for field in fields(Loop)}
     if unknown := sorted(set(found) - known):
-        raise InputError(f"unknown: {', '.join(unknown)}", hint="known: " + ", ".join(sorted(known)))
+        raise InputError(
+            f"unknown: {', '.join(unknown)}", hint="known: " + ", ".join(sorted(known))
+        )
     if missing := [name for name in ("model", "optimizer", "loader") if name not in found]:
         raise InputError(f"missing: {', '.join(missing)}", hint=f"a loop needs {_PARTS}")
     return Loop(**{"loss": None, **found})

@@ -78,7 +78,8 @@ def range_test(loop: Loop, setup: Setup, batches: list[Any], deadline: float) ->
     found: list[tuple[float | None, str]] = []
     for seed in range(SEEDS):
         order = np.random.default_rng(seed).permutation(len(batches) * _STEPS) % len(batches)
-        rig, losses = Rig(loop, setup, batches), []
+        rig = Rig(loop, setup, batches)
+        losses: list[float] = []
         try:
             for rate, index in zip(rates, order, strict=False):
                 if time.monotonic() > deadline:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,8 @@ from redline.train.tuning.setup import Setup
 
 PHASES = ("input", "copy", "forward", "backward", "optimizer", "log", "other")
 _WARM = 2  # steps before anything counts
+_CHUNK = 0.005  # seconds: the least that one sample covers
+_BLOCK = 0.1  # seconds: the least that a turn covers
 
 
 class Rig:
@@ -41,19 +44,27 @@ class Rig:
         self.scaler = torch.amp.GradScaler("cuda") if half else None
         self.steps, self.compile_seconds = 0, 0.0
         self._warm = False
+        self._logged: deque[float] = deque(maxlen=100)
 
     def turn(self, seconds: float) -> list[float]:
-        """Steps for that long, at least one a worker: [seconds a step], the start of epochs shared
-        out over the steps of one.
+        """Steps for that long: seconds a step, one number for a few milliseconds of steps, so that
+        their median leaves out what another process did. What does not come with every step, the
+        start of an epoch and a call of `log`, is shared out over the steps it is for.
         """
         with _told(), self._settings(), self._flowing():
             if not self._warm:
                 self.warm_up()
-            steps, spent, least = 0, 0.0, max(1, self.setup.workers)
-            while steps < least or spent < seconds:
-                spent += self._clocked(None)
-                steps += 1
-            return [spent / steps + self._restart_share(spent / steps)]
+            samples: list[float] = []
+            total = 0.0
+            while not samples or total < max(seconds, _BLOCK):
+                steps, spent = 0, 0.0
+                while steps < max(1, self.setup.workers) or spent < _CHUNK:
+                    spent += self._clocked(None)
+                    steps += 1
+                total += spent
+                samples.append(spent / steps)
+            extra = self.restart_share() + self._log_share()
+            return [sample + extra for sample in samples]
 
     def warm_up(self) -> None:
         """The first steps: lazy state, compiling, and the queue's head start used up."""
@@ -78,9 +89,8 @@ class Rig:
                 total = self._clocked(row)
                 row["other"] = max(0.0, total - sum(row.values()))
                 rows.append(row)
-        share = self._restart_share(sum(float(np.median([r[p] for r in rows])) for p in PHASES))
         found = {phase: float(np.median([row[phase] for row in rows])) for phase in PHASES}
-        return found | {"input": found["input"] + share}
+        return found | {"input": found["input"] + self.restart_share()}
 
     def losses(self, batches: list[Any], steps: int, seed: int) -> list[float]:
         """The losses of the first steps from the user's state, on given batches."""
@@ -104,7 +114,9 @@ class Rig:
             self._update()
         mark("optimizer")
         if loop.log is not None and self.steps % setup.log_every == 0:
+            begin = time.perf_counter()
             loop.log(self.steps, loss.detach())
+            self._logged.append(time.perf_counter() - begin)
         mark("log")
         return loss.detach()
 
@@ -138,9 +150,15 @@ class Rig:
             waited = 0.0
         if row is not None:
             row["input"] = waited
-        return waited + time.perf_counter() - begin
+        spent = waited + time.perf_counter() - begin
+        logged = self.loop.log is not None and self.steps % self.setup.log_every == 0
+        return spent - self._logged[-1] if logged and row is None else spent
 
-    def _restart_share(self, step: float) -> float:
+    def _log_share(self) -> float:
+        return float(np.median(self._logged)) / self.setup.log_every if self._logged else 0.0
+
+    def restart_share(self) -> float:
+        """Seconds a step that the starts of epochs take."""
         try:
             length = len(self.loop.loader)  # type: ignore[arg-type]
         except TypeError:

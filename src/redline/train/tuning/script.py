@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from redline.capture.factory import load_factory
 from redline.errors import InputError
-from collections.abc import Callable
 from redline.train.tuning.loop import Loop, as_loop
 from redline.train.tuning.result import Tuning
 from redline.train.tuning.tuner import tune
@@ -38,7 +37,9 @@ def load_loop(target: str) -> Loop:
     return _with_source(as_loop(load_factory(f"{path.stem}:{name}")), str(path))
 
 
-def tune_target(target: str, *, budget: str, skip: Sequence[str], say: Callable[[str], None]) -> Tuning:
+def tune_target(
+    target: str, *, budget: str, skip: Sequence[str], say: Callable[[str], None]
+) -> Tuning:
     """Load a loop by name and tune it."""
     return tune(load_loop(target), budget=budget, skip=skip, say=say)
 
@@ -53,9 +54,7 @@ def _import(path: Path) -> None:
             where=str(path), hint="rename the script",
         )  # fmt: skip
     if importlib.util.find_spec(path.stem) is None:
-        raise InputError(
-            f"{path.name} cannot be imported", hint="its name must be a Python name"
-        )
+        raise InputError(f"{path.name} cannot be imported", hint="its name must be a Python name")
     try:
         importlib.import_module(path.stem)
     except Exception as error:  # the script's own code

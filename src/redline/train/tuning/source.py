@@ -133,18 +133,23 @@ def edits(path: str | None, old: Setup, new: Setup, device: str) -> list[Edit]:
 
 
 def _input(source: Source, old: Setup, new: Setup) -> list[Edit]:
-    found, keywords = [], {}
+    found: list[Edit] = []
+    keywords: dict[str, Any] = {}
     if new.feed == "memory" != old.feed:
         where, _ = source.place("loader")
         text = "dataset = [dataset[i] for i in range(len(dataset))]"
-        found.append(Edit(f"{where}, before it", "", text, "transforms run once, not once an epoch"))
+        found.append(
+            Edit(f"{where}, before it", "", text, "transforms run once, not once an epoch")
+        )
     if new.feed == "slices" != old.feed:
         where, line = source.place("loader")
         text = (
             "DataLoader(dataset, batch_size=None, sampler=BatchSampler("
             "RandomSampler(dataset), batch_size, drop_last=False))"
         )
-        found.append(Edit(where, line, text, "a batch is one slice; SequentialSampler if unshuffled"))
+        found.append(
+            Edit(where, line, text, "a batch is one slice; SequentialSampler if unshuffled")
+        )
         return found
     if new.workers != old.workers:
         keywords["num_workers"] = new.workers

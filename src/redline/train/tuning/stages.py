@@ -39,7 +39,9 @@ def whole_input(loop: Loop, setup: Setup, facts: Facts) -> Proposal:
         return why
     if feeds.can_slice(loop):
         why = "the tensors are in memory: a batch is one slice, not a call a sample"
-        return [change("slices of the tensors", feed="slices", workers=0, persistent=False, why=why)]
+        return [
+            change("slices of the tensors", feed="slices", workers=0, persistent=False, why=why)
+        ]
     able, why_not = feeds.can_hold(loop)
     if not able:
         return why_not

@@ -85,7 +85,9 @@ def tune(
 
 def _loop(model: Any, optimizer: Any, loss: Any, loader: Any, habits: dict[str, Any]) -> Loop:
     if optimizer is None or loader is None:
-        raise InputError("optimizer and loader are needed", hint="tune(model, optimizer, loss, ...)")
+        raise InputError(
+            "optimizer and loader are needed", hint="tune(model, optimizer, loss, ...)"
+        )
     try:
         return Loop(model, optimizer, loss, loader, **habits)
     except TypeError as error:
@@ -132,6 +134,7 @@ class _Tuner:
     start: float = field(default_factory=time.monotonic)
     trials: list[Trial] = field(default_factory=list)
     compile_seconds: float = 0.0
+    restart: float = 0.0  # of a step: what the starts of epochs take
     _reference: tuple[list[float], float] | None = None
 
     @property
@@ -150,7 +153,7 @@ class _Tuner:
         phases = self._phases(self.original)
         peaks = bounds.probe(loop.device)
         work, memory = self._count()
-        self.facts = Facts(_gap(phases), 0.0, self.batches[0])
+        self.facts = Facts(_gap(phases), self.restart, self.batches[0])
         found = self._faults(phases)
         for group, stages in STAGES.items():
             for stage in stages:
@@ -172,7 +175,9 @@ class _Tuner:
     def _phases(self, setup: Setup) -> dict[str, float]:
         rig = self.meter(self.loop, setup, None)
         try:
-            return rig.phases(seconds=min(3.0, self.budget / 10))
+            found = rig.phases(seconds=min(3.0, self.budget / 10))
+            self.restart = rig.restart_share() / max(sum(found.values()), 1e-12)
+            return found
         finally:
             rig.close()
 
@@ -270,7 +275,7 @@ class _Tuner:
 
     def _look_again(self) -> None:
         phases = self._phases(self.setup)
-        self.facts = Facts(_gap(phases), 0.0, self.batches[0])
+        self.facts = Facts(_gap(phases), self.restart, self.batches[0])
 
     def _drift(self, setup: Setup) -> tuple[float, float]:
         """(largest relative difference of the first losses, what is allowed). Where the model
@@ -383,7 +388,7 @@ class _Quiet:
     """What `log` prints goes to a file that is thrown away, a line at a time as to a terminal."""
 
     def __enter__(self) -> None:
-        self._file = tempfile.TemporaryFile("w", buffering=1, encoding="utf-8")  # noqa: SIM115
+        self._file = tempfile.TemporaryFile("w", buffering=1, encoding="utf-8")
         self._redirect = redirect_stdout(self._file)
         self._redirect.__enter__()
 
