@@ -207,7 +207,8 @@ def slowest_function(loop: Loop, seconds: float = 0.5) -> tuple[str, float] | No
     library = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
     mine = [
         (key, row[3]) for key, row in stats.items()
-        if key[0][:1] not in ("~", "<") and key[2][:1] != "<" and not key[0].startswith(library) and total
+        if key[0][:1] not in ("~", "<") and not key[0].startswith(library)
+        and key[2][:1] != "<" and total  # a comprehension has no name worth telling
     ]  # fmt: skip
     heavy = [(key, spent) for key, spent in mine if spent > 0.6 * total]
     if not heavy:
