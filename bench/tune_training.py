@@ -4,7 +4,8 @@ python bench/tune_training.py            # the table of docs/benchmarks.md; abou
 python bench/tune_training.py transform  # one loop, with its whole report
 
 Every loop runs as its user would write it; the gain is the tuner's own last race, the tuned loop
-against the loop as it was, in turns, both reading their loaders.
+against the loop as it was, in turns, both reading their loaders. One thread, so that what else the
+machine does costs both lanes the same.
 """
 
 from __future__ import annotations
@@ -120,11 +121,12 @@ LOOPS = {"transform": transform, "formats": formats, "logging": logging, "good":
 
 
 def main() -> None:
+    torch.set_num_threads(1)
     names = sys.argv[1:] or list(LOOPS)
     print("| loop | bound | named | kept | a step | then | gain |\n|---|---|---|---|---|---|---|")
     for name in names:
         torch.manual_seed(0)
-        found = tune(LOOPS[name](), budget="75s", skip=("batch", "lr"))
+        found = tune(LOOPS[name](), budget="60s", skip=("threads", "batch", "lr"))
         gain = words(found.gain)
         named = "; ".join(fault.name for fault in found.faults) or "nothing"
         kept = "; ".join(trial.change for trial in found.kept) or "nothing"

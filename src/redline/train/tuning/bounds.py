@@ -66,18 +66,20 @@ class Bound:
 def judge(phases: dict[str, float], work: Work, peaks: Peaks) -> Bound:
     """Split a step by what it waits for.
 
-    Calls cost `overhead` each, at most what forward, backward and optimizer took; the log and the
-    loop's own Python are calls too. What is left is compute or memory, whichever the device would
-    need longer for.
+    Forward, backward and optimizer are shared out in proportion to what the device would need: for
+    the calls of operators, and for arithmetic or memory traffic, whichever takes longer (the two
+    overlap). The log and the loop's own Python are calls too.
 
     Example:
         >>> judge({"input": 9.0, "forward": 1.0}, Work(1, 1, 1), Peaks(1.0, 1.0, 0.0)).name
         'input'
     """
     inside = sum(phases.get(name, 0.0) for name in ("forward", "backward", "optimizer"))
-    calls = min(inside, work.calls * peaks.overhead)
+    calling = work.calls * peaks.overhead
+    computing, moving = work.flops / peaks.flops, work.bytes / peaks.bandwidth
+    calls = inside * calling / max(calling + max(computing, moving), 1e-30)
     rest = inside - calls
-    arithmetic = work.flops / peaks.flops >= work.bytes / peaks.bandwidth
+    arithmetic = computing >= moving
     seconds = {
         "input": phases.get("input", 0.0),
         "copy": phases.get("copy", 0.0),

@@ -153,7 +153,7 @@ class Tuning(View):
         return (
             ("Found", faults),
             ("Lines to change", edits),
-            ("Kept, and why", why),
+            ("Tried, and why", why),
             ("Not tried", untried),
             ("Offered: these change the training itself", self._offers()),
         )
