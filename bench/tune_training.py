@@ -10,8 +10,10 @@ machine does costs both lanes the same.
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
+import tempfile
 
 import torch
 from torch import nn
@@ -80,12 +82,16 @@ def logging() -> Loop:
     model = nn.Sequential(*layers, nn.Linear(64, 10))
     optimizer = torch.optim.Adam(model.parameters(), foreach=False)
     data = TensorDataset(torch.randn(4096, 64), torch.randint(0, 10, (4096,)))
-    history: list[float] = []
+    history = torch.rand(2000).tolist()  # of the epochs before
+    file = tempfile.TemporaryFile("w")  # noqa: SIM115 - lives as long as the loop
 
     def log(step: int, loss: torch.Tensor) -> None:
+        """The whole curve is written again every step, as scripts do that plot it later."""
         history.append(loss.item())
-        mean, spread = statistics.fmean(history[-500:]), statistics.pstdev(history[-500:])
-        print(f"step {step}: loss {loss.item():.4f}, of the last 500 {mean:.4f} ± {spread:.4f}")
+        file.seek(0)
+        json.dump(history[-2000:], file)
+        file.flush()
+        print(f"step {step}: loss {loss.item():.4f}, mean {statistics.fmean(history[-100:]):.4f}")
 
     return Loop(
         model, optimizer, nn.CrossEntropyLoss(), _slices(data, 32), log=log, set_to_none=False
