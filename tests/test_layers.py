@@ -26,9 +26,9 @@ ALLOWED = {
     "backends": {"graph", "native", "engine"},
     "measure": {"runtime", "engine"},
     "search": {"measure"},
-    "train": {"search", "layout"},
     "report": {"measure"},
     "views": {"capture", "report"},  # capture reads inputs, report has the units and the page
+    "train": {"capture", "measure", "search", "layout", "report", "views"},
     "serve": {"runtime"},
 }
 EVERYTHING = {*ALLOWED, *TOP, "cli"}

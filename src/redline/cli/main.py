@@ -17,7 +17,9 @@ from redline.cli.graph_view import graph_view
 from redline.cli.layout import layout
 from redline.cli.optimize import optimize
 from redline.cli.run import run
-from redline.cli.why import why
+for command in (
+    optimize, run, explain, bench, graph_view, tune_training, layout, why, doctor, demo,
+):  # fmt: skip
 from redline.errors import InputError, RedlineError
 
 FAILURE, BAD_INPUT = 1, 2  # the exit codes; Ctrl-C is 130
@@ -64,7 +66,9 @@ def _options(
     """What comes before a command's name."""
 
 
-for command in (optimize, run, explain, bench, graph_view, layout, why, doctor, demo):
+for command in (
+    optimize, run, explain, bench, graph_view, tune_training, layout, why, doctor, demo,
+):  # fmt: skip
     app.command()(command)
 
 
