@@ -17,9 +17,8 @@ from redline.cli.graph_view import graph_view
 from redline.cli.layout import layout
 from redline.cli.optimize import optimize
 from redline.cli.run import run
-for command in (
-    optimize, run, explain, bench, graph_view, tune_training, layout, why, doctor, demo,
-):  # fmt: skip
+from redline.cli.tune_training import tune_training
+from redline.cli.why import why
 from redline.errors import InputError, RedlineError
 
 FAILURE, BAD_INPUT = 1, 2  # the exit codes; Ctrl-C is 130
@@ -67,8 +66,9 @@ def _options(
 
 
 for command in (
-    optimize, run, explain, bench, graph_view, tune_training, layout, why, doctor, demo,
-):  # fmt: skip
+    *(optimize, run, explain, bench),
+    *(graph_view, tune_training, layout, why, doctor, demo),
+):
     app.command()(command)
 
 
