@@ -43,6 +43,7 @@ docs: $(READY_DEV) ## write docs/cli.md and docs/operators.md from the code, the
 bench: $(READY_DEV) ## measure the claims of docs/benchmarks.md (about an hour; leave the machine alone)
 	$(BIN)/python bench/zoo.py
 	$(BIN)/python bench/native.py
+	$(BIN)/python bench/native_gates.py
 	$(BIN)/python bench/cold_and_warm.py
 	$(BIN)/python bench/overhead.py
 	$(BIN)/python bench/load.py

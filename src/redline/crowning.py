@@ -158,11 +158,11 @@ def _judge(
 
 def _with_groups(record: Record, session: Session, bench: Bench) -> Record:
     """The groups of a compiled engine and their times, for who wants it explained."""
-    profile = getattr(session.runner, "profile", None)
-    if profile is None:
-        return record
-    groups = msgspec.convert(profile(list(bench.cases[0].inputs)), tuple[Group, ...])
-    return replace(record, groups=groups, missed=tuple(getattr(session.runner, "missed", ())))
+    runner = session.runner
+    profile = getattr(runner, "profile", None)
+    told = profile(list(bench.cases[0].inputs)) if profile else ()
+    groups = msgspec.convert(told, tuple[Group, ...])
+    return replace(record, groups=groups, missed=tuple(getattr(runner, "missed", ())))
 
 
 def _finish_records(outcomes: Sequence[Outcome], winner: Outcome, goal: Goal) -> list[Record]:

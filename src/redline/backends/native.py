@@ -14,6 +14,7 @@ import numpy as np
 
 from redline import knobs, machine
 from redline.backends.base import Candidate, Missing, Source, Traits
+from redline.backends.native_segments import lacking, segments
 from redline.engine.manifest import Part, Setting
 from redline.errors import RefusedError
 from redline.native import isa, toolchain
@@ -46,6 +47,10 @@ class NativeBackend:
             raise RefusedError("the model has no ONNX graph", hint="see the notes on its export")
         points(traits.signature)
         many = traits.threads
+        if not traits.signature.dims and lacking(list(traits.operators)):
+            winograd = "Conv" in traits.operators
+            setting: Setting = {"threads": many, "winograd": winograd, "partition": True}
+            return [Candidate("native", setting, rank=34)]
         found = [Candidate("native", {"threads": many, "winograd": False}, rank=30)]
         if "Conv" in traits.operators:
             found.append(Candidate("native", {"threads": many, "winograd": True}, rank=31))
@@ -68,6 +73,8 @@ class NativeBackend:
         if source.graph is None:
             raise RefusedError("the model has no ONNX graph")
         target = isa.usable(sorted(machine.isa_flags()))[0]
+        if candidate.setting.get("partition"):
+            return segments(onnx_ir.load(source.graph), target, candidate, folder)
         kinds: Counter[str] = Counter()
         files: list[str] = []
         for point in points(source.signature):

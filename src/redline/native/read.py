@@ -248,12 +248,9 @@ def read(model: onnx_ir.Model) -> Program:
     if model.functions:
         onnx_ir.passes.common.InlinePass()(model)
     graph, opset = model.graph, model.opset_imports.get("", 1)
-    scope: Scope = {}
     reader = Reader()
-    inputs = [value for value in graph.inputs if value.name not in graph.initializers]
-    for value in inputs:
-        scope[value.name or ""] = Value(_shape(value), _dtype(value), value.name or "")
-    given = [scope[value.name or ""] for value in inputs]
+    inputs = given(graph)
+    scope: Scope = {value.name: value for value in inputs}
     for name, value in graph.initializers.items():
         assert value.const_value is not None
         scope[name] = constant(value.const_value.numpy())
@@ -266,10 +263,20 @@ def read(model: onnx_ir.Model) -> Program:
     outputs: list[Value] = []
     for value in graph.outputs:
         found = scope[value.name or ""]
-        taken = found in given or found in outputs
+        taken = found in inputs or found in outputs
         own = found.base is None and found.const is None and not taken
         outputs.append(found if own else reader.copy(found))
-    return Program(given, outputs, reader.nodes)
+    return Program(inputs, outputs, reader.nodes)
+
+
+def given(graph: onnx_ir.Graph) -> list[Value]:
+    """What a caller gives: the inputs that are no initializers.
+
+    Raises:
+        RefusedError: one without a shape of whole numbers, or that is no array.
+    """
+    inputs = [value for value in graph.inputs if value.name not in graph.initializers]
+    return [Value(_shape(value), _dtype(value), value.name or "") for value in inputs]
 
 
 def _shape(value: onnx_ir.Value) -> tuple[int, ...]:

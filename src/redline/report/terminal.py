@@ -184,7 +184,7 @@ def _pieces(study: Study) -> Iterator[RenderableType]:
             )
         yield Padding(table, (0, 0, 0, 2))
     if best and best.missed:
-        yield _title("Not fused")
+        yield _title("Not fused, or left to another runtime")
         for line in best.missed:
             yield Padding(Text(line), (0, 0, 0, 2))
 

@@ -12,6 +12,7 @@ import numpy as np
 from redline.engine.manifest import Part
 from redline.engine.store import Store
 from redline.errors import RunError
+from redline.runtime.runner import Runner
 from redline.runtime.settings import closed, failed, threads
 from redline.signature import Signature
 
@@ -214,7 +215,7 @@ class PointsRunner:
             runner.close()
 
 
-def open_part(part: Part, store: Store, signature: Signature) -> NativeRunner | PointsRunner:
+def open_part(part: Part, store: Store, signature: Signature) -> Runner:
     """Open "model.so" (machine code) with "weights.bin", or a pair of such files for each size.
 
     Setting: threads (int), which the code was compiled for.
@@ -225,12 +226,16 @@ def open_part(part: Part, store: Store, signature: Signature) -> NativeRunner | 
     built = int(part.setting["threads"])
     if built > threads(part):
         raise RunError(f"the native part is compiled for {built} threads, {threads(part)} allowed")
+    if part.setting.get("partition"):
+        from redline.runtime.run_segments import open_segments
+
+        return open_segments(part, store, signature)
     libraries = [name for name in part.files if name.endswith(".so")]
     runners = []
     try:
         for name in libraries:
             weights = name.replace("model", "weights").replace(".so", ".bin")
-            runners.append(_open(part, store, signature, name, weights))
+            runners.append(open_library(part, store, signature, name, weights))
     except BaseException:
         for runner in runners:
             runner.close()
@@ -238,7 +243,10 @@ def open_part(part: Part, store: Store, signature: Signature) -> NativeRunner | 
     return PointsRunner(part, runners) if signature.dims else runners[0]
 
 
-def _open(part: Part, store: Store, signature: Signature, name: str, data: str) -> NativeRunner:
+def open_library(
+    part: Part, store: Store, signature: Signature | None, name: str, data: str
+) -> NativeRunner:
+    """One shared object and its weights; None as signature where it is only a piece of a model."""
     try:
         library = ctypes.CDLL(str(store.path(name)))
         library.redline_describe.restype = ctypes.c_char_p
@@ -255,11 +263,16 @@ def _open(part: Part, store: Store, signature: Signature, name: str, data: str) 
         raise RunError(f"the native part cannot be loaded: {str(error)[:300]}") from error
     if told["abi"] != ABI:
         raise RunError(f"the native part has ABI {told['abi']}, this Redline reads {ABI}")
+    if signature is not None:
+        _check(told, signature)
+    return NativeRunner(part, library, _weights(store, data, int(told["weights"])), told)
+
+
+def _check(told: Any, signature: Signature) -> None:
     expected = [[spec.dtype, list(spec.shape)] for spec in signature.inputs]
     found = [[spec["dtype"], spec["shape"]] for spec in told["inputs"]]
     if len(expected) != len(found) or not all(map(_fits, expected, found)):
         raise RunError(f"the native part takes {found}, the signature says {expected}")
-    return NativeRunner(part, library, _weights(store, data, int(told["weights"])), told)
 
 
 def _fits(expected: list[Any], found: list[Any]) -> bool:
