@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -15,6 +16,7 @@ from redline import knobs
 from redline.errors import BuildError, MissingError
 from redline.native.isa import Isa
 
+OBJECTS_LIMIT = 1 << 30  # bytes of compiled objects that are kept
 KERNELS = Path(__file__).parent / "kernels"
 # No -ffast-math: it changes NaN, and in a shared object the whole process's denormals.
 FLAGS = (
@@ -96,13 +98,30 @@ def _object(path: str, flags: tuple[str, ...], name: str, text: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     target = folder / f"{key.hexdigest()}.o"
     if target.exists():
+        target.touch()
         return target
+    _trim(folder)
     with tempfile.TemporaryDirectory(dir=folder) as work:
         source, made = Path(work) / name, Path(work) / "made.o"
         source.write_text(text, encoding="utf-8")
         _run([path, *flags, f"-I{KERNELS}", "-c", str(source), "-o", str(made)])
         made.replace(target)
     return target
+
+
+def _trim(folder: Path) -> None:
+    """Remove the objects that were not used for longest, until what is kept fits the limit."""
+    found = []
+    for path in folder.glob("*.o"):
+        with contextlib.suppress(OSError):  # another process removed it
+            told = path.stat()
+            found.append((told.st_mtime, told.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= OBJECTS_LIMIT:
+            break
+        path.unlink(missing_ok=True)
+        total -= size
 
 
 def _run(command: list[str]) -> None:
