@@ -184,7 +184,7 @@ def dawdle(x):
 
 
 def test_a_slow_transform_is_named_by_function_and_line():
-    found = tune(loop(loader=DataLoader(Slow(), batch_size=8)), budget=8, skip=only("input"))
+    found = tune(loop(loader=DataLoader(Slow(), batch_size=8)), budget=4, skip=only("input"))
     assert names(found)[0] == "slow transform in the dataset"
     assert "dawdle (test_tune.py:" in found.faults[0].evidence
     assert found.bound.name == "input"
@@ -207,7 +207,7 @@ def test_formats_that_do_not_match_are_named():
 def test_habits_of_the_loop_are_named():
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(5)), nn.Linear(8, 2))
     given = loop(model, log=lambda step, loss: time.sleep(0.003), set_to_none=False)
-    found = tune(given, skip=only("loop"), budget=8)
+    found = tune(given, skip=only("loop"), budget=3)
     assert {
         "logging every step", "zero_grad(set_to_none=False)", "optimizer without foreach or fused",
     } <= set(names(found))  # fmt: skip

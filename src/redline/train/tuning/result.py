@@ -99,6 +99,7 @@ class Tuning(View):
             what="training step",
             title=self.model,
             lead=(
+                self.verdict,
                 f"on {self.device}",
                 f"took {units.seconds(self.seconds)} of {units.seconds(self.budget)}",
             ),
@@ -124,12 +125,14 @@ class Tuning(View):
             f" {units.size(memory.activations)}"
         )
         found = [
-            ("verdict", self.verdict, ""),
+            ("bound by", self.bound.name, f"{self.bound.share:.0%} of a step"),
             ("a step", units.seconds(self.before), ", ".join(filter(None, (rate, phases)))),
         ]
         if self.gain:
             rate = f"{self.samples / self.after:.4g} samples/s" if self.samples else ""
             found.append(("then", units.seconds(self.after), rate))
+            spread = f"{self.gain[1]:.2f} to {self.gain[2]:.2f}, 95 % interval"
+            found.append(("faster", f"{self.gain[0]:.2f}×", spread))
         if self.drift is not None:
             small = "largest relative difference of the first losses, same seed and batches"
             found.append(("loss", f"{self.drift:.1e}", small))
