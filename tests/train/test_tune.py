@@ -202,6 +202,24 @@ def test_formats_that_do_not_match_are_named():
         meter=made_up(lambda s: 1.0 - 0.5 * (s.layout != "as it is")),
     )
     assert found.setup.layout == "contiguous"
+    assert "a forward before, 0 B now" in found.kept[0].why
+
+
+def test_a_format_that_makes_hidden_copies_is_taken_back():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 2)
+
+        def forward(self, x):
+            return self.head(self.convolution(x).reshape(len(x), -1))
+
+    data = TensorDataset(torch.randn(32, 3, 8, 8), torch.randint(0, 2, (32,)))
+    meter = made_up(lambda setup: 0.5 if setup.layout == "channels_last" else 1.0)
+    given = loop(Turned(), DataLoader(data, batch_size=8))
+    found = tune(given, skip=only("layout"), meter=meter)
+    assert outcomes(found)["channels_last weights and input"] == "hidden copies"
+    assert found.setup == found.original
 
 
 def test_habits_of_the_loop_are_named():

@@ -17,14 +17,22 @@ from redline.train.tuning.setup import Setup
 from redline.train.tuning.source import Edit
 from redline.views.page import Item, Page, Row, View
 
-_TONES = {"kept": "good", "failed": "bad", "changes the loss": "bad", "not tried": "muted"}
+_TONES = {
+    "kept": "good",
+    "failed": "bad",
+    "changes the loss": "bad",
+    "hidden copies": "bad",
+    "not tried": "muted",
+}
 _COLOURS = ("#0062b1", "#5b8db8", "#b45100", "#d98e4a", "#0b6e4f", "#a8201a", "#59636e")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One row: what was tried; "kept", "no gain", "slower", "behind", "failed", "changes the
-    loss" or "not tried"; times faster than without it (median, low, high); and why.
+    """One row: what was tried, how it ended, times faster than without it (median, low, high), why.
+
+    `outcome` is "kept", "no gain", "slower", "behind", "failed", "changes the loss", "hidden
+    copies" or "not tried"; `drift` the relative difference of the first losses.
     """
 
     change: str

@@ -15,14 +15,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from redline.errors import InputError, RedlineError, UnknownNameError
+from redline.layout.finder import copies
 from redline.measure.statistics import ratio
+from redline.report import units
 from redline.search.goal import quantity
 from redline.search.race import Lane, race
 from redline.train.tuning import batch as batch_size
 from redline.train.tuning import bounds, faults, feeds, rates
 from redline.train.tuning.decide import decide
 from redline.train.tuning.guard import untouched
-from redline.train.tuning.loop import Loop, fork, tensors
+from redline.train.tuning.loop import Loop, fork, loss_of, move, tensors
 from redline.train.tuning.result import Trial, Tuning
 from redline.train.tuning.rig import Rig
 from redline.train.tuning.setup import Change, Setup
@@ -261,6 +263,13 @@ class _Tuner:
             why += f"; compiling took {rig.compile_seconds:.0f} s, paid back after {even:.0f} steps"
             if even > (total := self._steps_in_all()):
                 return replace(trial, outcome="no gain", why=f"{why}, of {total} in all")
+        if "layout" in dict(change.fields):
+            before, after = self._copied(self.setup), self._copied(setup)
+            why += (
+                f"; hidden copies: {units.size(before)} a forward before, {units.size(after)} now"
+            )
+            if after > before:
+                return replace(trial, outcome="hidden copies", why=why)
         drift = None
         if not set(dict(change.fields)) <= _NOT_ARITHMETIC:
             self.say(f"loss check of {change.name}")
@@ -276,6 +285,16 @@ class _Tuner:
     def _look_again(self) -> None:
         phases = self._phases(self.setup)
         self.facts = Facts(_gap(phases), self.restart, self.batches[0])
+
+    def _copied(self, setup: Setup) -> int:
+        """Bytes that one forward copies, also inside kernels."""
+        rig = Rig(self.loop, replace(setup, compile=False), self.batches)
+        batch = move(self.batches[0], self.loop.device, False, setup.layout)
+        try:
+            found = copies(lambda: loss_of(self.loop, rig.parts, rig.model, batch), ())
+            return sum(one.bytes for one in found)
+        finally:
+            rig.close()
 
     def _drift(self, setup: Setup) -> tuple[float, float]:
         """(largest relative difference of the first losses, what is allowed). Where the model
