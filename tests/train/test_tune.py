@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from redline.errors import InputError, ModelError, UnknownNameError
 from redline.search import race as races
 from redline.train import Loop, tune
+from redline.train.tuning.loop import setup_of
 from redline.train.tuning.rig import PHASES, Rig
 from redline.train.tuning.setup import Setup
-from redline.train.tuning.tuner import setup_of
 
 ALL = ("input", "loop", "optimizer", "precision", "layout", "threads", "compile", "batch", "lr")
 
@@ -30,7 +30,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(races, "_SETTLE", 0.0)
 
 
-def made_up(cost, phases=None):
+def made_up(cost, phases=None, real_phases=False):
     """A meter whose steps take what `cost(setup)` says; everything else is real."""
 
     class Meter(Rig):
@@ -38,6 +38,8 @@ def made_up(cost, phases=None):
             return [cost(self.setup)]
 
         def phases(self, least=20, seconds=3.0):
+            if real_phases:
+                return super().phases(5, 0.5)
             spread = phases(self.setup) if phases else {"forward": cost(self.setup)}
             return dict.fromkeys(PHASES, 0.0) | spread
 
@@ -184,7 +186,8 @@ def dawdle(x):
 
 
 def test_a_slow_transform_is_named_by_function_and_line():
-    found = tune(loop(loader=DataLoader(Slow(), batch_size=8)), budget=4, skip=only("input"))
+    meter = made_up(lambda setup: 0.1 if setup.feed == "memory" else 1.0, real_phases=True)
+    found = tune(loop(loader=DataLoader(Slow(), batch_size=8)), skip=only("input"), meter=meter)
     assert names(found)[0] == "slow transform in the dataset"
     assert "dawdle (test_tune.py:" in found.faults[0].evidence
     assert found.bound.name == "input"
@@ -225,7 +228,8 @@ def test_a_format_that_makes_hidden_copies_is_taken_back():
 def test_habits_of_the_loop_are_named():
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(5)), nn.Linear(8, 2))
     given = loop(model, log=lambda step, loss: time.sleep(0.003), set_to_none=False)
-    found = tune(given, skip=only("loop"), budget=3)
+    meter = made_up(lambda setup: 1.0 if setup.log_every == 1 else 0.5, real_phases=True)
+    found = tune(given, skip=only("loop"), meter=meter)
     assert {
         "logging every step", "zero_grad(set_to_none=False)", "optimizer without foreach or fused",
     } <= set(names(found))  # fmt: skip

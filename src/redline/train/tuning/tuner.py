@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from redline.errors import InputError, RedlineError, UnknownNameError
 from redline.layout.finder import copies
@@ -23,8 +20,8 @@ from redline.search.race import Lane, race
 from redline.train.tuning import batch as batch_size
 from redline.train.tuning import bounds, faults, feeds, rates
 from redline.train.tuning.decide import decide
-from redline.train.tuning.guard import untouched
-from redline.train.tuning.loop import Loop, fork, loss_of, move, tensors
+from redline.train.tuning.guard import Quiet, untouched
+from redline.train.tuning.loop import Loop, fork, loss_of, move, setup_of, tensors
 from redline.train.tuning.result import Trial, Tuning
 from redline.train.tuning.rig import Rig
 from redline.train.tuning.setup import Change, Setup
@@ -80,7 +77,7 @@ def tune(
     for name in skip:
         if name not in (*STAGES, *LATER):
             raise UnknownNameError("stage", name, (*STAGES, *LATER))
-    with untouched(loop), _Quiet():
+    with untouched(loop), Quiet():
         tuner = _Tuner(loop, seconds, frozenset(skip), say, meter)
         return tuner.run()
 
@@ -94,34 +91,6 @@ def _loop(model: Any, optimizer: Any, loss: Any, loader: Any, habits: dict[str, 
         return Loop(model, optimizer, loss, loader, **habits)
     except TypeError as error:
         raise InputError(str(error), hint="the fields of redline.train.Loop") from None
-
-
-def setup_of(loop: Loop) -> Setup:
-    """The loop as it is.
-
-    Example:
-        >>> setup_of(loop).workers
-        0
-    """
-    loader = loop.loader
-    common = Setup(
-        set_to_none=loop.set_to_none,
-        log_every=loop.log_every,
-        autocast=loop.autocast,
-        non_blocking=loop.non_blocking,
-        threads=torch.get_num_threads(),
-        tf32=torch.backends.cuda.matmul.allow_tf32,
-        cudnn_benchmark=torch.backends.cudnn.benchmark,
-    )
-    if not isinstance(loader, DataLoader):
-        return common
-    return replace(
-        common,
-        workers=loader.num_workers,
-        prefetch=loader.prefetch_factor,
-        persistent=loader.persistent_workers,
-        pin=loader.pin_memory,
-    )
 
 
 @dataclass
@@ -401,16 +370,3 @@ def _apart(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 def _samples(batch: Any) -> int:
     return next((one.shape[0] for one in tensors(batch) if one.ndim), 0)
-
-
-class _Quiet:
-    """What `log` prints goes to a file that is thrown away, a line at a time as to a terminal."""
-
-    def __enter__(self) -> None:
-        self._file = tempfile.TemporaryFile("w", buffering=1, encoding="utf-8")
-        self._redirect = redirect_stdout(self._file)
-        self._redirect.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._redirect.__exit__(*error)
-        self._file.close()
