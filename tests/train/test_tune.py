@@ -305,6 +305,19 @@ def test_every_feed_gives_the_same_samples_in_the_same_order(setup):
         assert torch.equal(ours[1], theirs[1])
 
 
+def test_an_epoch_with_persistent_workers_is_not_charged_their_start():
+    given = loop()
+    rig = Rig(given, Setup(workers=1, persistent=True))
+    rig.warm_up()
+    began = rig.feed.source._iterator._workers[0].pid
+    assert len(rig.feed.restarts) >= 1
+    rig.feed.start_over()
+    assert rig.restart_share() == 0.0
+    rig.turn(0.0)
+    assert rig.feed.source._iterator._workers[0].pid == began
+    rig.close()
+
+
 def test_batch_sizes_are_run_in_a_child():
     from redline.train.tuning import batch, feeds
 
