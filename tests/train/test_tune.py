@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from redline.errors import InputError, ModelError, UnknownNameError
 from redline.search import race as races
 from redline.train import Loop, tune
+from redline.train.tuning.loop import setup_of
 from redline.train.tuning.rig import PHASES, Rig
 from redline.train.tuning.setup import Setup
-from redline.train.tuning.tuner import setup_of
 
 ALL = ("input", "loop", "optimizer", "precision", "layout", "threads", "compile", "batch", "lr")
 
@@ -30,7 +30,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(races, "_SETTLE", 0.0)
 
 
-def made_up(cost, phases=None):
+def made_up(cost, phases=None, real_phases=False):
     """A meter whose steps take what `cost(setup)` says; everything else is real."""
 
     class Meter(Rig):
@@ -38,6 +38,8 @@ def made_up(cost, phases=None):
             return [cost(self.setup)]
 
         def phases(self, least=20, seconds=3.0):
+            if real_phases:
+                return super().phases(5, 0.5)
             spread = phases(self.setup) if phases else {"forward": cost(self.setup)}
             return dict.fromkeys(PHASES, 0.0) | spread
 
@@ -184,7 +186,8 @@ def dawdle(x):
 
 
 def test_a_slow_transform_is_named_by_function_and_line():
-    found = tune(loop(loader=DataLoader(Slow(), batch_size=8)), budget=8, skip=only("input"))
+    meter = made_up(lambda setup: 0.1 if setup.feed == "memory" else 1.0, real_phases=True)
+    found = tune(loop(loader=DataLoader(Slow(), batch_size=8)), skip=only("input"), meter=meter)
     assert names(found)[0] == "slow transform in the dataset"
     assert "dawdle (test_tune.py:" in found.faults[0].evidence
     assert found.bound.name == "input"
@@ -202,12 +205,31 @@ def test_formats_that_do_not_match_are_named():
         meter=made_up(lambda s: 1.0 - 0.5 * (s.layout != "as it is")),
     )
     assert found.setup.layout == "contiguous"
+    assert "a forward before, 0 B now" in found.kept[0].why
+
+
+def test_a_format_that_makes_hidden_copies_is_taken_back():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 2)
+
+        def forward(self, x):
+            return self.head(self.convolution(x).reshape(len(x), -1))
+
+    data = TensorDataset(torch.randn(32, 3, 8, 8), torch.randint(0, 2, (32,)))
+    meter = made_up(lambda setup: 0.5 if setup.layout == "channels_last" else 1.0)
+    given = loop(Turned(), DataLoader(data, batch_size=8))
+    found = tune(given, skip=only("layout"), meter=meter)
+    assert outcomes(found)["channels_last weights and input"] == "hidden copies"
+    assert found.setup == found.original
 
 
 def test_habits_of_the_loop_are_named():
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(5)), nn.Linear(8, 2))
     given = loop(model, log=lambda step, loss: time.sleep(0.003), set_to_none=False)
-    found = tune(given, skip=only("loop"), budget=8)
+    meter = made_up(lambda setup: 1.0 if setup.log_every == 1 else 0.5, real_phases=True)
+    found = tune(given, skip=only("loop"), meter=meter)
     assert {
         "logging every step", "zero_grad(set_to_none=False)", "optimizer without foreach or fused",
     } <= set(names(found))  # fmt: skip
@@ -281,6 +303,19 @@ def test_every_feed_gives_the_same_samples_in_the_same_order(setup):
     for ours, theirs in zip(*seen, strict=True):
         assert torch.equal(ours[0], theirs[0])
         assert torch.equal(ours[1], theirs[1])
+
+
+def test_an_epoch_with_persistent_workers_is_not_charged_their_start():
+    given = loop()
+    rig = Rig(given, Setup(workers=1, persistent=True))
+    rig.warm_up()
+    began = rig.feed.source._iterator._workers[0].pid
+    assert len(rig.feed.restarts) >= 1
+    rig.feed.start_over()
+    assert rig.restart_share() == 0.0
+    rig.turn(0.0)
+    assert rig.feed.source._iterator._workers[0].pid == began
+    rig.close()
 
 
 def test_batch_sizes_are_run_in_a_child():

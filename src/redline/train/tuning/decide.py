@@ -65,7 +65,9 @@ def _verdict(
     if lane is kept:
         return Verdict("kept", gain, f"{words} faster")
     if _clear(gain):
-        return Verdict("behind", gain, f"{words}, but {kept.id if kept else 'another'} is better")
+        return Verdict(
+            "behind", gain, f"{words}; {kept.id if kept else 'another'} is as good or better"
+        )
     if gain[2] < 1:
         return Verdict("slower", gain, f"{words}: slower")
     return Verdict("no gain", gain, f"{words}: within noise, or below {WORTH - 1:.0%}")

@@ -57,6 +57,11 @@ class Feed:
         self.restarts.append(time.perf_counter() - start)
         return batch, True
 
+    def start_over(self) -> None:
+        """Begin an epoch at the next batch, and forget what earlier beginnings took."""
+        self._iterator = None
+        self.restarts.clear()
+
     def pause(self) -> None:
         """Hold the workers."""
         self._signal(signal.SIGSTOP)

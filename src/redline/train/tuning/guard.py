@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import random
+import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,3 +77,16 @@ def _generators(loop: Loop) -> list[torch.Generator]:
     holders.append(getattr(holders[-1], "sampler", None))
     found = [getattr(one, "generator", None) for one in holders]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+class Quiet:
+    """What `log` prints goes to a file that is thrown away, a line at a time as to a terminal."""
+
+    def __enter__(self) -> None:
+        self._file = tempfile.TemporaryFile("w", buffering=1, encoding="utf-8")
+        self._redirect = contextlib.redirect_stdout(self._file)
+        self._redirect.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._redirect.__exit__(*error)
+        self._file.close()

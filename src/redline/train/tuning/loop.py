@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import DataLoader
 
 from redline.errors import InputError, ModelError
+from redline.train.tuning.setup import Setup
 
 Compute = Callable[[Any, Any], torch.Tensor]
 _PARTS = "model, optimizer, loss and loader"
@@ -117,6 +119,34 @@ def as_loop(found: Any) -> Loop:
     if missing := [name for name in ("model", "optimizer", "loader") if name not in found]:
         raise InputError(f"missing: {', '.join(missing)}", hint=f"a loop needs {_PARTS}")
     return Loop(**{"loss": None, **found})
+
+
+def setup_of(loop: Loop) -> Setup:
+    """The loop as it is.
+
+    Example:
+        >>> setup_of(loop).workers
+        0
+    """
+    loader = loop.loader
+    common = Setup(
+        set_to_none=loop.set_to_none,
+        log_every=loop.log_every,
+        autocast=loop.autocast,
+        non_blocking=loop.non_blocking,
+        threads=torch.get_num_threads(),
+        tf32=torch.backends.cuda.matmul.allow_tf32,
+        cudnn_benchmark=torch.backends.cudnn.benchmark,
+    )
+    if not isinstance(loader, DataLoader):
+        return common
+    return replace(
+        common,
+        workers=loader.num_workers,
+        prefetch=loader.prefetch_factor,
+        persistent=loader.persistent_workers,
+        pin=loader.pin_memory,
+    )
 
 
 @dataclass

@@ -17,14 +17,22 @@ from redline.train.tuning.setup import Setup
 from redline.train.tuning.source import Edit
 from redline.views.page import Item, Page, Row, View
 
-_TONES = {"kept": "good", "failed": "bad", "changes the loss": "bad", "not tried": "muted"}
+_TONES = {
+    "kept": "good",
+    "failed": "bad",
+    "changes the loss": "bad",
+    "hidden copies": "bad",
+    "not tried": "muted",
+}
 _COLOURS = ("#0062b1", "#5b8db8", "#b45100", "#d98e4a", "#0b6e4f", "#a8201a", "#59636e")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One row: what was tried; "kept", "no gain", "slower", "behind", "failed", "changes the
-    loss" or "not tried"; times faster than without it (median, low, high); and why.
+    """One row: what was tried, how it ended, times faster than without it (median, low, high), why.
+
+    `outcome` is "kept", "no gain", "slower", "behind", "failed", "changes the loss", "hidden
+    copies" or "not tried"; `drift` the relative difference of the first losses.
     """
 
     change: str
@@ -99,6 +107,7 @@ class Tuning(View):
             what="training step",
             title=self.model,
             lead=(
+                self.verdict,
                 f"on {self.device}",
                 f"took {units.seconds(self.seconds)} of {units.seconds(self.budget)}",
             ),
@@ -124,12 +133,14 @@ class Tuning(View):
             f" {units.size(memory.activations)}"
         )
         found = [
-            ("verdict", self.verdict, ""),
+            ("bound by", self.bound.name, f"{self.bound.share:.0%} of a step"),
             ("a step", units.seconds(self.before), ", ".join(filter(None, (rate, phases)))),
         ]
         if self.gain:
             rate = f"{self.samples / self.after:.4g} samples/s" if self.samples else ""
             found.append(("then", units.seconds(self.after), rate))
+            spread = f"{self.gain[1]:.2f} to {self.gain[2]:.2f}, 95 % interval"
+            found.append(("faster", f"{self.gain[0]:.2f}×", spread))
         if self.drift is not None:
             small = "largest relative difference of the first losses, same seed and batches"
             found.append(("loss", f"{self.drift:.1e}", small))

@@ -73,6 +73,8 @@ class Rig:
         first = time.perf_counter() - start
         again = self._clocked(None)
         self.compile_seconds = max(0.0, first - again)
+        if self.setup.workers and self.setup.persistent:
+            self.feed.start_over()  # only the first epoch of all waits for processes to start
         for _ in range(_WARM + self.setup.workers * (self.setup.prefetch or 2)):
             self._clocked(None)
         self._warm = True

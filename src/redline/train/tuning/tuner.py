@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from redline.errors import InputError, RedlineError, UnknownNameError
+from redline.layout.finder import copies
 from redline.measure.statistics import ratio
+from redline.report import units
 from redline.search.goal import quantity
 from redline.search.race import Lane, race
 from redline.train.tuning import batch as batch_size
 from redline.train.tuning import bounds, faults, feeds, rates
 from redline.train.tuning.decide import decide
-from redline.train.tuning.guard import untouched
-from redline.train.tuning.loop import Loop, fork, tensors
+from redline.train.tuning.guard import Quiet, untouched
+from redline.train.tuning.loop import Loop, fork, loss_of, move, setup_of, tensors
 from redline.train.tuning.result import Trial, Tuning
 from redline.train.tuning.rig import Rig
 from redline.train.tuning.setup import Change, Setup
@@ -78,7 +77,7 @@ def tune(
     for name in skip:
         if name not in (*STAGES, *LATER):
             raise UnknownNameError("stage", name, (*STAGES, *LATER))
-    with untouched(loop), _Quiet():
+    with untouched(loop), Quiet():
         tuner = _Tuner(loop, seconds, frozenset(skip), say, meter)
         return tuner.run()
 
@@ -92,34 +91,6 @@ def _loop(model: Any, optimizer: Any, loss: Any, loader: Any, habits: dict[str, 
         return Loop(model, optimizer, loss, loader, **habits)
     except TypeError as error:
         raise InputError(str(error), hint="the fields of redline.train.Loop") from None
-
-
-def setup_of(loop: Loop) -> Setup:
-    """The loop as it is.
-
-    Example:
-        >>> setup_of(loop).workers
-        0
-    """
-    loader = loop.loader
-    common = Setup(
-        set_to_none=loop.set_to_none,
-        log_every=loop.log_every,
-        autocast=loop.autocast,
-        non_blocking=loop.non_blocking,
-        threads=torch.get_num_threads(),
-        tf32=torch.backends.cuda.matmul.allow_tf32,
-        cudnn_benchmark=torch.backends.cudnn.benchmark,
-    )
-    if not isinstance(loader, DataLoader):
-        return common
-    return replace(
-        common,
-        workers=loader.num_workers,
-        prefetch=loader.prefetch_factor,
-        persistent=loader.persistent_workers,
-        pin=loader.pin_memory,
-    )
 
 
 @dataclass
@@ -261,6 +232,13 @@ class _Tuner:
             why += f"; compiling took {rig.compile_seconds:.0f} s, paid back after {even:.0f} steps"
             if even > (total := self._steps_in_all()):
                 return replace(trial, outcome="no gain", why=f"{why}, of {total} in all")
+        if "layout" in dict(change.fields):
+            before, after = self._copied(self.setup), self._copied(setup)
+            why += (
+                f"; hidden copies: {units.size(before)} a forward before, {units.size(after)} now"
+            )
+            if after > before:
+                return replace(trial, outcome="hidden copies", why=why)
         drift = None
         if not set(dict(change.fields)) <= _NOT_ARITHMETIC:
             self.say(f"loss check of {change.name}")
@@ -276,6 +254,16 @@ class _Tuner:
     def _look_again(self) -> None:
         phases = self._phases(self.setup)
         self.facts = Facts(_gap(phases), self.restart, self.batches[0])
+
+    def _copied(self, setup: Setup) -> int:
+        """Bytes that one forward copies, also inside kernels."""
+        rig = Rig(self.loop, replace(setup, compile=False), self.batches)
+        batch = move(self.batches[0], self.loop.device, False, setup.layout)
+        try:
+            found = copies(lambda: loss_of(self.loop, rig.parts, rig.model, batch), ())
+            return sum(one.bytes for one in found)
+        finally:
+            rig.close()
 
     def _drift(self, setup: Setup) -> tuple[float, float]:
         """(largest relative difference of the first losses, what is allowed). Where the model
@@ -382,16 +370,3 @@ def _apart(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 def _samples(batch: Any) -> int:
     return next((one.shape[0] for one in tensors(batch) if one.ndim), 0)
-
-
-class _Quiet:
-    """What `log` prints goes to a file that is thrown away, a line at a time as to a terminal."""
-
-    def __enter__(self) -> None:
-        self._file = tempfile.TemporaryFile("w", buffering=1, encoding="utf-8")
-        self._redirect = redirect_stdout(self._file)
-        self._redirect.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._redirect.__exit__(*error)
-        self._file.close()
