@@ -40,7 +40,8 @@ from redline.native.layout import Layouts
 from redline.native.read import Unknown, read
 
 LIST = Path(__file__).parent.parent / "tests" / "native" / "node_tests.txt"
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
+# -fwrapv: whole numbers that wrap are meant, in models and in the bits of exp.
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fwrapv", "-g1")
 PER_FILE = 40  # models in one C++ file
 _EXPORTS = re.compile(r"\bredline_(describe|open|run|profile|times|close)\b")
 
