@@ -51,7 +51,7 @@ def test_what_was_not_used_for_longest_goes_first(folder, monkeypatch):
 
 @needs_compiler
 def test_the_compilers_own_words_are_told(folder):
-    with pytest.raises(BuildError, match="error: .*nonsense"):
+    with pytest.raises(BuildError, match=r"error: .*nonsense"):
         toolchain.build({"a.cpp": "nonsense;"}, isa.get("portable"), folder / "a.so")
     assert not (folder / "a.so").exists()
 
