@@ -262,11 +262,12 @@ def _views(tensor: Any) -> tuple[str, ...]:
     names = _callers_names()
     found = []
     for other in gc.get_objects():
-        if not issubclass(type(other), torch.Tensor) or other is tensor:
+        # Fake, functional and other subclasses are left out: asking for their storage warns.
+        if type(other) not in (torch.Tensor, torch.nn.Parameter) or other is tensor:
             continue
         try:
             same = other.untyped_storage().data_ptr() == address
-        except (NotImplementedError, RuntimeError):  # sparse, fake, functional
+        except (NotImplementedError, RuntimeError):  # sparse
             continue
         if same:
             at = f"{tuple(other.shape)} strides {other.stride()} offset {other.storage_offset()}"

@@ -33,6 +33,8 @@ def fold(node: onnx_ir.Node, ins: list[Value | None], opset: int) -> list[np.nda
         return None
     if not all(isinstance(result, np.ndarray | np.generic) for result in results):
         return None
+    if sum(np.asarray(result).nbytes for result in results) > _FOLDED:
+        return None
     found = iter(np.asarray(result) for result in results)
     return [next(found) if name else np.zeros(0) for name in proto.output]
 
@@ -114,10 +116,8 @@ def known(array: np.ndarray) -> np.ndarray:
     """A constant as the compiler keeps it.
 
     Raises:
-        No: strings, types of four or six bits, or more than fits.
+        No: strings, types of four or six bits.
     """
     if array.dtype.name not in CTYPES:
         raise No(f"elements of type {array.dtype.name}")
-    if array.nbytes > _FOLDED:
-        raise No(f"a constant of {array.nbytes} bytes")
     return np.ascontiguousarray(array).reshape(np.shape(array))
