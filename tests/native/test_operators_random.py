@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from native_models import graph, needs_compiler, reference
 from onnx import helper
 
@@ -75,6 +75,13 @@ def pads(draw):
     return [node], {"a": normal(shape, draw(SEEDS))}, {"pads": np.array(amounts)}
 
 
+def nearly_whole(n, m):
+    """Whether a place is like 3.0000000000000004, which ONNX's reference takes for 2."""
+    i = np.arange(m)
+    at = np.concatenate([(i + 0.5) / (m / n) - 0.5, i / (m / n)])
+    return bool(np.any((np.abs(at - np.rint(at)) < 1e-9) & (at != np.rint(at))))
+
+
 @st.composite
 def resizes(draw):
     rank = draw(st.integers(1, 3))
@@ -83,8 +90,9 @@ def resizes(draw):
     mode = draw(st.sampled_from(["nearest", "linear"] + ["cubic"] * (rank == 2)))
     places = ["half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel"]
     how = {"coordinate_transformation_mode": draw(st.sampled_from(places))}
-    if mode == "nearest":  # elsewhere ONNX's reference rounds a place like 3.0000000000000004 down
+    if mode == "nearest":
         how = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    assume(not any(nearly_whole(n, m) for n, m in zip(shape, sizes, strict=True)))
     node = helper.make_node("Resize", ["a", "", "", "sizes"], ["y"], mode=mode, **how)
     return [node], {"a": normal(shape, draw(SEEDS))}, {"sizes": np.array(sizes)}
 

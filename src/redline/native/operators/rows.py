@@ -137,7 +137,7 @@ def reduce(r: Reader, x: Value, mode: str, gone: list[int], *, keep: bool = True
         return r.reshape(global_pool(r, x, "AveragePool"), shape)
     order = kept + gone
     moved = view(x, tuple(x.shape[i] for i in order), tuple(x.steps[i] for i in order))
-    if x.dtype != np.float32:
+    if x.dtype != np.float32 or not x.size:
         source = r.copy(x) if x.const is not None else moved
         if source is not moved:
             moved = view(source, moved.shape, tuple(source.steps[i] for i in order))
