@@ -1,10 +1,10 @@
 """Claim: the native compiler against the best of ONNX Runtime, OpenVINO and ncnn, side by side.
 
-    python bench/native.py                 # ten networks, about six minutes on two cores
+    python bench/native.py                 # ten networks, about ten minutes on two cores
     python bench/native.py resnet18 mlp    # some
 
 Batch 1, fp32, every core; each candidate in a process of its own with its plain default, all taking
-turns in ABBA order in one run. "native" is the faster of its two forms, with Winograd and without.
+turns in ABBA order in one run. "native" is the fastest of its forms: plain, with Winograd, tuned.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from models import ZOO
 from redline import backends, machine
+from redline.engine.manifest import Setting
 from redline.measure.statistics import ratio
 from redline.search.race import Lane, race
 from redline.trial import Trial
@@ -37,10 +38,10 @@ def measure(key: str, seconds: float) -> list[str]:
         traits = _traits(bench)
         candidates = [backends.get(peer).candidates(traits)[0] for peer in PEERS]
         plain = backends.get("native").candidates(traits)[0]
-        candidates += [
-            replace(plain, setting=plain.setting | {"winograd": winograd})
-            for winograd in (False, True)
-        ]
+        convolves = "Conv" in traits.operators
+        forms: list[Setting] = [{"winograd": False}, {"winograd": convolves, "tuned": True}]
+        forms += [{"winograd": True}] if convolves else []
+        candidates += [replace(plain, setting=plain.setting | form) for form in forms]
         trials = {}
         for candidate in candidates:
             trial = trials[candidate.id] = Trial(bench, candidate)
