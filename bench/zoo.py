@@ -89,9 +89,12 @@ def _bench(module, example, folder):
 
 def _traits(bench):
     from redline.backends.base import Traits
+    from redline.graph.cost import operators
 
     model = bench.model
-    return Traits(model.signature, machine.usable_cores(), model.graph is not None, True, True)
+    known = operators(model.graph) if model.graph is not None else {}
+    graph = model.graph is not None
+    return Traits(model.signature, machine.usable_cores(), graph, True, True, operators=known)
 
 
 def _engine_turn(path, inputs, stack, pick, trials):
