@@ -16,6 +16,7 @@ from redline.cli.explain import explain
 from redline.cli.graph_view import graph_view
 from redline.cli.optimize import optimize
 from redline.cli.run import run
+from redline.cli.train import train
 from redline.errors import InputError, RedlineError
 
 FAILURE, BAD_INPUT = 1, 2  # the exit codes; Ctrl-C is 130
@@ -62,7 +63,7 @@ def _options(
     """What comes before a command's name."""
 
 
-for command in (optimize, run, explain, bench, graph_view, doctor, demo):
+for command in (optimize, train, run, explain, bench, graph_view, doctor, demo):
     app.command()(command)
 
 

@@ -134,9 +134,7 @@ class Recipe:
 
     def plain(self) -> Mapping[str, Any]:
         """As JSON can hold it: functions and objects by their names."""
-        return {
-            each.name: _plain(getattr(self, each.name)) for each in dataclasses.fields(self)
-        }
+        return {each.name: _plain(getattr(self, each.name)) for each in dataclasses.fields(self)}
 
 
 def _at_least(name: str, value: Any, least: int) -> None:

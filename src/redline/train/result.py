@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,3 +47,15 @@ class Result:
     def interrupted(self) -> bool:
         """Whether Ctrl-C ended it; `fit(..., out=result.out, resume=True)` goes on."""
         return self.stopped == "interrupted"
+
+    def json(self) -> str:
+        """The numbers as one JSON object."""
+        names = ("metrics", "history", "best_epoch", "stopped", "steps", "seconds")
+        held = {name: getattr(self, name) for name in names}
+        return json.dumps({**held, "out": str(self.out)})
+
+    def text(self) -> str:
+        """For a person: one line of metrics, one of how it ended."""
+        told = "  ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
+        rest = f"{self.steps} steps in {self.seconds:.1f} s, ended by {self.stopped}: {self.out}"
+        return f"{told}\n{rest}"
