@@ -9,50 +9,53 @@ import typer
 
 from redline.cli import options
 
+_Data = Annotated[
+    str,
+    typer.Option(
+        metavar="DATA",
+        help="digits, iris, wine, breast_cancer, diabetes, linnerud; a folder or zip of images "
+        "or IDX files; a text; torchvision:NAME:FOLDER; hf:FOLDER.",
+    ),
+]
+_Model = Annotated[
+    str, typer.Argument(metavar="[MODEL]", help="mlp, resnet, gpt, auto, or pkg.module:factory.")
+]
+_Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder of the run; a new one in runs/.")
+]
+_Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A choice of the recipe: --set epochs=20."),
+]
+_Weights = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Weights to start from: .safetensors, .pt.")
+]
+_Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")]
+_Trials = Annotated[
+    int, typer.Option(min=0, help="Search the choices in so many trials, by optuna.")
+]
+_Space = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=RANGE", help="What trials vary: lr=1e-4:1e-1, batch_size=16,64."),
+]
+_Engine = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Optimize the result and save its engine.")
+]
+
 
 def train(
-    data: Annotated[
-        str,
-        typer.Option(
-            metavar="DATA",
-            help="digits, iris, wine, breast_cancer, diabetes, linnerud; a folder or zip of images "
-            "or IDX files; a text; torchvision:NAME:FOLDER; hf:FOLDER.",
-        ),
-    ],
-    model: Annotated[
-        str,
-        typer.Argument(metavar="[MODEL]", help="mlp, resnet, gpt, auto, or pkg.module:factory."),
-    ] = "auto",
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the run; a new one in runs/.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="NAME=VALUE", help="A choice of the recipe: --set epochs=20."
-        ),
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Weights to start from: .safetensors, .pt.")
-    ] = None,
+    data: _Data,
+    model: _Model = "auto",
+    out: _Out = None,
+    set_: _Set = None,
+    weights: _Weights = None,
     size: Annotated[int, typer.Option(help="Side to which images are resized.")] = 0,
     block: Annotated[int, typer.Option(help="Characters of a window of a text.")] = 128,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
-    ] = False,
+    resume: _Resume = False,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write scalars too.")] = False,
-    trials: Annotated[
-        int, typer.Option(min=0, help="Search the choices in so many trials, by optuna.")
-    ] = 0,
-    space: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=RANGE", help="What trials vary: lr=1e-4:1e-1, batch_size=16,64."
-        ),
-    ] = None,
-    engine: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Optimize the result and save its engine.")
-    ] = None,
+    trials: _Trials = 0,
+    space: _Space = None,
+    engine: _Engine = None,
     json: options.Json = False,
 ) -> None:
     """Train a network and keep its checkpoints.

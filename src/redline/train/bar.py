@@ -18,7 +18,8 @@ class Bar:
         if mode == "auto":
             knob = knobs.text("REDLINE_PROGRESS")
             mode = sys.stderr.isatty() if knob == "auto" else knob != "0"
-        self._on, self._loop, self._bar = bool(mode), loop, None
+        self._on, self._loop = bool(mode), loop
+        self._bar: Any = None
         each = -(-len(loop.batches) // loop.recipe.accumulate)
         self._total = loop.recipe.max_steps or loop.recipe.epochs * each or None
 
@@ -28,7 +29,7 @@ class Bar:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
 
-            self._bar: Any = Progress(
+            self._bar = Progress(
                 BarColumn(bar_width=24), TextColumn("{task.description}"),
                 console=Console(stderr=True), auto_refresh=False,
             )  # fmt: skip

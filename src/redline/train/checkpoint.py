@@ -81,7 +81,9 @@ def random_state() -> torch.Tensor:
 def set_random_state(state: torch.Tensor) -> None:
     """Put the generators back where random_state() found them."""
     sizes = [len(torch.get_rng_state()), 625 * 8, 624 * 4, 16, 8]
-    torch_, python, keys, place, gauss = (part.clone() for part in state[: sum(sizes)].split(sizes))
+    torch_, python, keys, place, gauss = (
+        part.clone() for part in torch.split(state[: sum(sizes)], sizes)
+    )
     torch.set_rng_state(torch_)
     random.setstate((3, tuple(map(int, python.numpy().view(np.uint64))), None))
     where = place.numpy().view(np.int64)

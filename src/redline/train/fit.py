@@ -88,24 +88,20 @@ def fit(
     loop.deadline = start + recipe.max_time if recipe.max_time else math.inf
     with Bar(loop, progress if accelerator.is_main_process else False) as bar:
         followers = named_trackers(trackers) if accelerator.is_main_process else []
-        for each in followers:
-            each.start(folder, recipe.plain())
         loop.say = lambda record: _tell(record, [bar, *followers])
         loop.save = run.save
+        begun: list[Tracker] = []
         try:
+            for each in followers:
+                each.start(folder, recipe.plain())
+                begun.append(each)
             with loop.stop.listen():
                 stopped = run.epochs()
             result = run.result(stopped, time.monotonic() - start)
-            loop.say(
-                {
-                    "kind": "end",
-                    "step": result.steps,
-                    "stopped": stopped,
-                    "metrics": dict(result.metrics),
-                }
-            )
+            end = {"kind": "end", "step": result.steps, "stopped": stopped}
+            loop.say(end | {"metrics": dict(result.metrics)})
         finally:
-            for each in followers:
+            for each in begun:
                 each.close()
     return result
 
@@ -189,8 +185,9 @@ def _folder(out: str | Path | None, name: str, resume: bool, accelerator: Any) -
 
 
 def _set_up(net: torch.nn.Module, data: Data, recipe: Recipe, accelerator: Any) -> Any:
-    layout = {"memory_format": torch.channels_last} if recipe.channels_last else {}
-    net.to(accelerator.device, **layout)
+    net.to(accelerator.device)
+    if recipe.channels_last:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = parts.optimizer(recipe, net)
     model, prepared = accelerator.prepare(net, optimizer)
     if recipe.compile:

@@ -51,7 +51,7 @@ class TensorBoard:
             raise MissingError(
                 "TensorBoard is not installed", hint="pip install tensorboard"
             ) from None
-        self._writer: Any = SummaryWriter(str(out / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(out / "tensorboard"))
 
     def log(self, record: Mapping[str, Any]) -> None:
         flat = {**record, **record.get("metrics", {})}

@@ -36,7 +36,8 @@ class Residual(nn.Module):
         self.inside = nn.Sequential(_conv(width, width), _conv(width, width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.inside(x)
+        inside: torch.Tensor = self.inside(x)
+        return x + inside
 
 
 def resnet(data: Data, width: int = 32) -> nn.Module:
@@ -95,11 +96,13 @@ class GPT(nn.Module):
         for module in self.blocks:  # the sum over blocks keeps its variance, as in GPT-2
             assert isinstance(module, Block)
             for last in (module.out, module.mlp[2]):
+                assert isinstance(last, nn.Linear)
                 nn.init.normal_(last.weight, std=0.02 / (2 * depth) ** 0.5)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         place = self.place(torch.arange(tokens.shape[1], device=tokens.device))
-        return self.head(self.norm(self.blocks(self.token(tokens) + place)))
+        logits: torch.Tensor = self.head(self.norm(self.blocks(self.token(tokens) + place)))
+        return logits
 
 
 def gpt(

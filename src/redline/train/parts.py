@@ -181,7 +181,7 @@ def _pick(kind: str, name: Any, known: dict[str, Any]) -> Any:
 
 
 def augmentations(names: Sequence[Any]) -> list[Transform]:
-    """What is done to training inputs: flip, crop:4, cutout:8, noise:0.1, or functions (x, generator).
+    """What is done to training inputs: flip, crop:4, cutout:8, noise:0.1, or f(x, generator).
 
     Raises:
         UnknownNameError: there is no such augmentation.
@@ -210,7 +210,7 @@ def _crop(pad: float) -> Transform:
     p = int(pad)
 
     def crop(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        n, c, h, w = x.shape
+        n, _, h, w = x.shape
         wide = functional.pad(x, (p, p, p, p)).permute(0, 2, 3, 1)
         dy, dx = torch.randint(0, 2 * p + 1, (2, n, 1), generator=generator).to(x.device)
         rows = (dy + torch.arange(h, device=x.device))[:, :, None]

@@ -83,7 +83,7 @@ def arrays(
 def _moments(x: torch.Tensor, axes: list[int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation by column or channel, a slice at a time: images may be uint8."""
     total = square = torch.zeros(x.shape[1], dtype=torch.float64)
-    for part in x.split(4096):
+    for part in torch.split(x, 4096):
         part = part.double()
         total, square = total + part.sum(axes), square + part.square().sum(axes)
     number = x.numel() / x.shape[1]
@@ -96,7 +96,7 @@ def _held_out(y: torch.Tensor, split: float, seed: int, kind: str) -> torch.Tens
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(y), generator=generator)
     held = torch.zeros(len(y), dtype=torch.bool)
-    groups = [order[y[order] == c] for c in y.unique()] if kind == "classes" else [order]
+    groups = [order[y[order] == c] for c in torch.unique(y)] if kind == "classes" else [order]
     for group in groups:
         held[group[: round(split * len(group))]] = True
     return held
@@ -201,9 +201,12 @@ def _read_idx(path: Path) -> torch.Tensor:
 def _idx(folder: Path, found: list[Path], split: float, seed: int) -> Data:
     sets = {}
     for images in found:
-        labels = images.with_name(images.name.replace("images-idx3", "labels-idx1"))
+        plain = images.name.replace("images-idx3", "labels-idx1").removesuffix(".gz")
+        labels = images.with_name(plain)
         if not labels.is_file():
-            raise InputError(f"{images.name} has no {labels.name} beside it", where=str(folder))
+            labels = images.with_name(plain + ".gz")
+        if not labels.is_file():
+            raise InputError(f"{images.name} has no {plain} beside it", where=str(folder))
         part = "train" if images.name.startswith("train") else "test"
         sets[part] = _read_idx(images).unsqueeze(1), _read_idx(labels).long()
     train = sets.pop("train", None)

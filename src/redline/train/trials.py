@@ -16,7 +16,11 @@ from redline.train.metrics import metrics
 from redline.train.recipe import Recipe
 
 SPACE = ("lr=1e-4:3e-2", "weight_decay=1e-4:1e-1", "batch_size=32,64,128")
-PRUNERS = ("median", "hyperband", "none")
+_PRUNERS: dict[str, Callable[[Any], Any]] = {
+    "median": lambda pruners: pruners.MedianPruner(),
+    "hyperband": lambda pruners: pruners.HyperbandPruner(),
+    "none": lambda pruners: pruners.NopPruner(),
+}
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,13 @@ def parse_space(texts: Sequence[str], recipe: Recipe) -> dict[str, Callable[[Any
     return found
 
 
+def _monitor(recipe: Recipe, data: Any) -> tuple[str, bool]:
+    """What trials are compared by, and whether more of it is better."""
+    measure = metrics(recipe.metrics, getattr(data, "kind", "classes"))
+    name = recipe.monitor or (measure[0].name if measure else "loss")
+    return name, next((m.higher for m in measure if m.name == name), False)
+
+
 def search_recipe(
     model: Any, data: Any, recipe: Recipe | None = None, *, trials: int,
     space: Sequence[str] = (), out: str | Path = "runs/trials", pruner: str = "median",
@@ -112,22 +123,19 @@ def search_recipe(
     except ImportError:
         raise MissingError("optuna is not installed", hint="pip install optuna") from None
     recipe, out = recipe or Recipe(), Path(out)
-    if pruner not in PRUNERS:
-        raise UnknownNameError("pruner", pruner, PRUNERS)
+    if pruner not in _PRUNERS:
+        raise UnknownNameError("pruner", pruner, _PRUNERS)
     if isinstance(model, torch.nn.Module):
         raise InputError("trials need a new model each", hint="give its name or a function")
     suggest = parse_space(space or SPACE, recipe)
-    measure = metrics(recipe.metrics, getattr(data, "kind", "classes"))
-    monitor = recipe.monitor or (measure[0].name if measure else "loss")
-    higher = next((m.higher for m in measure if m.name == monitor), False)
-    kinds = {"median": pruners.MedianPruner, "hyperband": pruners.HyperbandPruner}
+    monitor, higher = _monitor(recipe, data)
     out.mkdir(parents=True, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         study_name="redline", storage=f"sqlite:///{out / 'study.db'}", load_if_exists=True,
         direction="maximize" if higher else "minimize",
         sampler=optuna.samplers.TPESampler(seed=recipe.seed),
-        pruner=kinds[pruner]() if pruner in kinds else pruners.NopPruner(),
+        pruner=_PRUNERS[pruner](pruners),
     )  # fmt: skip
 
     def objective(trial: Any) -> float:

@@ -1,0 +1,112 @@
+"""Data by name: bundled sets, folders, zips, IDX files, texts; and what cannot be read."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from redline.errors import RedlineError
+from redline.train import load_data
+from redline.train.data import Arrays, Batches
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "classes", "shape"),
+    [
+        ("digits", "classes", 10, (1, 8, 8)),
+        ("iris", "classes", 3, (4,)),
+        ("wine", "classes", 3, (13,)),
+        ("diabetes", "values", 1, (10,)),
+    ],
+)
+def test_bundled_sets(name, kind, classes, shape):
+    data = load_data(name, split=0.2, seed=0)
+    assert (data.kind, data.classes, tuple(data.shape)) == (kind, classes, shape)
+    total = len(data.train) + len(data.test)
+    assert abs(len(data.test) / total - 0.2) < 0.02
+    again = load_data(name, split=0.2, seed=0)
+    assert torch.equal(again.test.x, data.test.x)
+    assert not torch.equal(load_data(name, split=0.2, seed=1).test.x, data.test.x)
+
+
+def images(folder, per_class=5):
+    for number, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir(parents=True)
+        for place in range(per_class):
+            array = np.full((12, 10, 3), 40 * place + number, np.uint8)
+            Image.fromarray(array).save(folder / name / f"{place}.png")
+
+
+def test_folders_and_zips_of_images(tmp_path):
+    images(tmp_path / "set")
+    folder = load_data(str(tmp_path / "set"), split=0.2, seed=0)
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for path in sorted((tmp_path / "set").rglob("*.png")):
+            archive.write(path, path.relative_to(tmp_path))
+    zipped = load_data(str(tmp_path / "set.zip"), split=0.2, seed=0)
+    for data in (folder, zipped):
+        assert data.names == ("cat", "dog")
+        assert tuple(data.shape) == (3, 12, 10)
+        assert len(data.train) + len(data.test) == 10
+    assert torch.equal(folder.train.x, zipped.train.x)
+
+
+def idx(array: np.ndarray) -> bytes:
+    return (
+        struct.pack(">BBBB", 0, 0, 8, array.ndim)
+        + struct.pack(f">{array.ndim}I", *array.shape)
+        + array.tobytes()
+    )
+
+
+def test_idx_files(tmp_path):
+    x = np.random.default_rng(0).integers(0, 255, (30, 6, 6), np.uint8)
+    y = np.arange(30, dtype=np.uint8) % 3
+    with gzip.open(tmp_path / "train-images-idx3-ubyte.gz", "wb") as file:
+        file.write(idx(x))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(y))
+    data = load_data(str(tmp_path), split=0.2, seed=0)
+    assert data.classes == 3
+    assert tuple(data.shape) == (1, 6, 6)
+    assert len(data.train) + len(data.test) == 30
+
+
+def test_a_text_becomes_windows(tmp_path):
+    (tmp_path / "a.txt").write_text("hello world " * 200)
+    data = load_data(str(tmp_path / "a.txt"), block=16)
+    x, y = data.train[3]
+    assert data.kind == "tokens"
+    assert torch.equal(x[1:], y[:-1])
+    assert "".join(data.names[i] for i in x.tolist()) in "hello world " * 3
+
+
+def test_what_cannot_be_read_is_one_clear_error(tmp_path):
+    (tmp_path / "empty").mkdir()
+    images(tmp_path / "broken")
+    (tmp_path / "broken" / "cat" / "9.png").write_bytes(b"no image")
+    (tmp_path / "bad.zip").write_bytes(b"no zip")
+    for name in ("empty", "broken", "bad.zip", "missing"):
+        with pytest.raises(RedlineError):
+            load_data(str(tmp_path / name))
+    with pytest.raises(RedlineError, match="digits"):
+        load_data("digit")
+
+
+def test_batches_start_anywhere_and_are_shared_out():
+    data = Arrays(torch.arange(23), torch.arange(23))
+    whole = [x.tolist() for x, _ in Batches(data, 4, seed=1, shuffle=True).epoch(2)]
+    late = [x.tolist() for x, _ in Batches(data, 4, seed=1, shuffle=True).epoch(2, start=3)]
+    assert sorted(i for part in whole for i in part) == list(range(23))
+    assert late == whole[3:]
+    parts = [
+        Batches(data, 4, seed=1, shuffle=True, rank=rank, world=2, pad=True) for rank in (0, 1)
+    ]
+    assert len(parts[0]) == len(parts[1])
+    seen = [i for part in parts for x, _ in part.epoch(2) for i in x.tolist()]
+    assert set(seen) == set(range(23))

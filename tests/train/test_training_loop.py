@@ -1,0 +1,232 @@
+"""fit(): what it reaches, that an interruption changes no bit, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import redline
+from redline.errors import InputError, RedlineError, RunError, UnknownNameError, UnsafeError
+from redline.train import Recipe, checkpoint, fit, load_data, load_weights, search_recipe
+
+pytest.importorskip("accelerate")
+QUICK = Recipe(epochs=2, batch_size=128, device="cpu", lr=3e-3)
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Dropout(0.2), nn.Linear(48, 10)
+    )
+
+
+def test_digits_are_learned_and_become_an_engine(tmp_path):
+    done = fit("mlp", "digits", epochs=25, batch_size=64, device="cpu", seed=1, out=tmp_path / "r")
+    assert done.stopped == "epochs"
+    assert done.metrics["accuracy"] >= 0.97
+    assert len(done.history) == 25
+    assert done.score is not None
+    assert done.score(done.model) == pytest.approx(done.metrics["accuracy"])
+    with torch.no_grad():
+        assert done.model(done.example).shape[-1] == 10
+    lines = [json.loads(line) for line in (tmp_path / "r" / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line.get("kind") == "epoch"] == list(range(1, 26))
+    with redline.optimize(done.model, done.example, backends=["eager"], budget=20) as engine:
+        got = engine(done.example)
+    assert torch.allclose(torch.as_tensor(got), done.model(done.example), atol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("stop", [5, 12, 17])
+def test_an_interruption_in_mid_epoch_changes_no_bit(tmp_path, optimizer, stop):
+    """12 batches an epoch: the stop lies in the first epoch, at its end, and in the second."""
+    recipe = QUICK.changed(optimizer=optimizer, augment=("noise:0.1",), schedule="cosine", clip=1.0)
+    straight = fit(network(), "digits", recipe, out=tmp_path / "straight")
+    first = fit(network(), "digits", recipe.changed(max_steps=0, checkpoint_every=stop),
+                out=tmp_path / "cut", trackers=[_Stop(stop)])  # fmt: skip
+    assert first.stopped == "interrupted"
+    again = fit(network(), "digits", recipe, out=tmp_path / "cut", resume=True)
+    assert again.steps == straight.steps
+    assert same(state(again.model), state(straight.model))
+    assert [h["train_loss"] for h in again.history] == [h["train_loss"] for h in straight.history]
+
+
+class _Stop:
+    """Presses Ctrl-C when the given checkpoint has been written."""
+
+    def __init__(self, step):
+        self.step, self.done = step, False
+
+    def start(self, out, recipe):
+        module = sys.modules["redline.train.fit"]
+        write, self.module = module.checkpoint.write, module
+
+        def counted(folder, name, weights, kept):
+            found = write(folder, name, weights, kept)
+            if not self.done:
+                self.done = True
+                os.kill(os.getpid(), signal.SIGINT)
+            return found
+
+        self.old, module.checkpoint.write = write, counted
+
+    def log(self, record):
+        pass
+
+    def close(self):
+        self.module.checkpoint.write = self.old
+
+
+def test_a_failed_write_leaves_the_checkpoint_that_was_there(tmp_path, monkeypatch):
+    weights = {"w": torch.ones(3)}
+    checkpoint.write(tmp_path, "best", weights, {"step": 1})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_sync", full)
+    with pytest.raises(RedlineError, match="No space left"):
+        checkpoint.write(tmp_path, "best", {"w": torch.zeros(3)}, {"step": 2})
+    held, told = checkpoint.read(tmp_path / "best")
+    assert torch.equal(held["w"], weights["w"])
+    assert told == {"step": 1}
+
+
+def test_only_the_last_checkpoints_and_the_best_stay(tmp_path):
+    fit("mlp", "digits", QUICK.changed(epochs=5, keep=2), out=tmp_path / "r")
+    names = sorted(path.name for path in (tmp_path / "r" / "checkpoints").iterdir())
+    assert "best" in names
+    assert len([name for name in names if name.startswith("epoch-")]) == 2
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.system, ("true",))
+
+
+def test_a_pickle_that_runs_code_is_refused_with_its_globals(tmp_path):
+    torch.save(network(), tmp_path / "whole.pt")
+    with pytest.raises(UnsafeError, match=r"torch\.nn\.modules\.container\.Sequential"):
+        load_weights(tmp_path / "whole.pt")
+    torch.save({"x": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(UnsafeError, match="system"):
+        load_weights(tmp_path / "evil.pt")
+    torch.save(network().state_dict(), tmp_path / "state.pt")
+    assert same(load_weights(tmp_path / "state.pt"), state(network()))
+
+
+def test_a_loss_that_is_not_finite_names_the_module(tmp_path):
+    net = network()
+    with torch.no_grad():
+        net[1].weight[0, 0] = float("nan")
+    with pytest.raises(RunError, match="loss is nan") as caught:
+        fit(net, "digits", QUICK, out=tmp_path / "r")
+    assert "1.weight" in caught.value.where
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": 3}, "expected an nn.Module"),
+        ({"data": 3}, "expected a Dataset"),
+        ({"epochs": 0}, "epochs is 0"),
+        ({"epoch": 3}, "epochs"),
+        ({"precision": "fp16"}, "fp16 does not train on a cpu"),
+        ({"optimizer": "adamv"}, "adamw"),
+        ({"monitor": "speed"}, "monitor 'speed'"),
+    ],
+)
+def test_bad_choices_are_one_clear_error(tmp_path, change, message):
+    given = {"model": "mlp", "data": "digits", "device": "cpu", "epochs": 1} | change
+    with pytest.raises((InputError, UnknownNameError), match=message) as caught:
+        fit(given.pop("model"), given.pop("data"), out=tmp_path / "r", **given)
+    assert isinstance(caught.value, RedlineError)
+
+
+def test_a_run_is_not_written_over(tmp_path):
+    fit("mlp", "digits", QUICK.changed(epochs=1), out=tmp_path / "r")
+    with pytest.raises(InputError, match="holds a run already"):
+        fit("mlp", "digits", QUICK, out=tmp_path / "r")
+
+
+def test_early_stopping_ends_with_the_best_weights(tmp_path):
+    done = fit("mlp", "digits", QUICK.changed(epochs=60, lr=0.05, early_stop=3), out=tmp_path / "r")
+    assert done.stopped == "early_stop"
+    best = max(h["metrics"]["accuracy"] for h in done.history)
+    assert done.metrics["accuracy"] == pytest.approx(best)
+    assert done.history[done.best_epoch - 1]["metrics"]["accuracy"] == pytest.approx(best)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import torch
+            from redline.train import fit
+            out = {str(tmp_path / "r")!r}
+            done = fit("mlp", "digits", epochs=3, batch_size=64, device="cpu", out=out)
+            import torch.distributed as dist
+            total = sum(p.double().sum() for p in done.model.parameters())
+            sums = [torch.zeros((), dtype=torch.float64) for _ in range(2)]
+            dist.all_gather(sums, total)
+            assert torch.equal(*sums), sums
+            told = f"{{done.steps}} {{done.metrics['accuracy']}}"
+            open({str(tmp_path)!r} + f"/rank{{dist.get_rank()}}", "w").write(told)
+            dist.destroy_process_group()
+            """
+        )
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    told = subprocess.run(
+        [*command, "--master-port=29533", str(script)], capture_output=True, text=True,
+        env=environment, timeout=110, check=False,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr[-2000:]
+    ranks = [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)]
+    assert ranks[0] == ranks[1]
+    assert ranks[0].startswith("36 ")  # 1438 samples, two processes, batches of 64, three epochs
+
+
+@pytest.mark.slow
+def test_trials_go_on_where_they_ended(tmp_path):
+    pytest.importorskip("optuna")
+    data = load_data("digits")
+    recipe = QUICK.changed(epochs=1)
+    space = ("lr=1e-4:1e-2", "optimizer=sgd,adamw")
+    two = search_recipe("mlp", data, recipe, trials=2, space=space, out=tmp_path)
+    four = search_recipe("mlp", data, recipe, trials=4, space=space, out=tmp_path)
+    assert len(two.rows) == 2
+    assert [row["lr"] for row in four.rows[:2]] == [row["lr"] for row in two.rows]
+    assert len(four.rows) == 4
+    assert four.value >= two.value
+    assert 1e-4 <= four.recipe.lr <= 1e-2
+
+
+def test_any_dataset_and_loader_is_taken(tmp_path):
+    x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
+    data = torch.utils.data.TensorDataset(x, x[:, :1] * 2 - x[:, 1:2])
+    net = nn.Linear(6, 1)
+    loader = torch.utils.data.DataLoader(data, batch_size=20, shuffle=True)
+    done = fit(net, loader, epochs=30, lr=0.05, device="cpu", out=tmp_path / "r", split=0)
+    assert done.history[-1]["train_loss"] < 0.01
+    assert np.isfinite(done.history[-1]["train_loss"])
