@@ -8,8 +8,9 @@ import pytest
 from report_studies import MACHINE, ok, timing  # type: ignore[import-not-found]
 
 from redline.machine import Machine
-from redline.measure.record import Record, Study
+from redline.measure.record import Group, Record, Study
 from redline.report import card, chain, figures
+from redline.report.report import Report
 
 
 def _roof(study: Study, machine: dict[str, object]) -> figures.Roofline:
@@ -173,7 +174,7 @@ def test_chain_puts_the_winner_first_with_real_counts(study: Study) -> None:
     assert dict(first.stages)["optimiser"].endswith("Here: 49 operators became 25.")
     states = {link.compiler.name: link.state for link in others}
     assert states["TensorRT 11"] == "missing"
-    assert states["Redline native"] == "not built yet"
+    assert states["Redline native"] == "not tried"
     assert states["ncnn"] == "took part"
 
 
@@ -181,3 +182,44 @@ def _faster(study: Study, milliseconds: float) -> tuple[Record, ...]:
     return tuple(
         replace(one, timing=timing(milliseconds)) if one.winner else one for one in study.records
     )
+
+
+GROUPS = (
+    Group("conv1+relu1", "conv_tile<14, 2>", flops=4.12e9, bytes=1e6, seconds=0.02),
+    Group("add1+add2+add3", "loop", flops=0.0, bytes=312e6, seconds=0.02),
+    Group("mean1", "pool", flops=1e6, bytes=1e6, seconds=0.0),
+)
+
+
+def _with_groups(study: Study) -> Study:
+    records = tuple(
+        replace(one, groups=GROUPS, missed=("mul1 is not fused into conv1: read 2 times",))
+        if one.winner
+        else one
+        for one in study.records
+    )
+    return replace(study, records=records)
+
+
+def test_groups_have_their_share_and_their_part_of_the_limit(study: Study) -> None:
+    found = figures.pieces(_with_groups(study), card.read(MACHINE))
+    assert [piece.group.name for piece in found] == ["conv1+relu1", "add1+add2+add3"]  # timed ones
+    assert [piece.share for piece in found] == [0.5, 0.5]
+    assert found[0].roof == pytest.approx(4.12e9 / 412e9 / 0.02)
+    assert found[1].roof == pytest.approx(312e6 / 31.2e9 / 0.02)  # more than the last cache holds
+    assert figures.pieces(study, card.read(MACHINE)) == []
+
+
+def test_groups_are_shown_wherever_an_engine_is_explained(study: Study) -> None:
+    report = Report(_with_groups(study))
+    for width in (60, 100, 160):
+        assert all(len(line) <= width for line in report.explain(width).splitlines())
+    text = report.explain(100)
+    assert "conv_tile<14, 2>" in text
+    assert "20.0 ms" in text
+    assert "50 %" in text
+    assert "mul1 is not fused into conv1: read 2 times" in report.explain(120)
+    page = report.html()
+    assert "conv_tile&lt;14, 2&gt;" in page
+    assert "mul1 is not fused" in page
+    assert Report.from_json(report.json()) == report

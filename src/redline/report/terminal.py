@@ -167,16 +167,17 @@ def _pieces(study: Study) -> Iterator[RenderableType]:
     if found:
         yield _title("Groups, in the order they run")
         table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
-        table.add_column("kernel", no_wrap=True)
-        table.add_column("operators", overflow="ellipsis", no_wrap=True, ratio=1)
+        table.add_column("kernel", overflow="fold")
+        table.add_column("operators", overflow="fold")
         for title in ("time", "share", "rate", "of the limit"):
             table.add_column(title, justify="right", no_wrap=True)
         for piece in found:
             group = piece.group
             rate = group.flops / group.seconds if group.seconds and group.flops else None
+            first, *more = group.name.split("+")
             table.add_row(
                 Text(group.kernel),
-                Text(group.name),
+                Text(f"{first} +{len(more)}" if more else first),
                 units.seconds(group.seconds),
                 units.percent(piece.share),
                 units.flops(rate, per_second=True) if rate else "",

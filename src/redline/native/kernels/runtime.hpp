@@ -65,7 +65,7 @@ RL_INLINE void barrier(Context& c) {
     }
     for (int spins = 0; __atomic_load_n(&c.phase, __ATOMIC_ACQUIRE) == phase;) {
         RL_PAUSE();
-        if (++spins > 20000) {  // the other thread is not running: give it the core
+        if (++spins > 2000) {  // the other thread is not running: give it the core
             sched_yield();
             spins = 0;
         }
