@@ -222,6 +222,15 @@ def test_trials_go_on_where_they_ended(tmp_path):
     assert 1e-4 <= four.recipe.lr <= 1e-2
 
 
+def test_the_log_has_steps_with_their_loss_and_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["redline.train.loop"], "_LOG_EVERY", 0.0)
+    fit("mlp", "digits", QUICK.changed(epochs=1), out=tmp_path / "r")
+    lines = [json.loads(line) for line in (tmp_path / "r" / "log.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "step"]
+    assert [line["step"] for line in steps] == list(range(1, 13))
+    assert all(line["loss"] > 0 and line["samples_per_s"] > 0 for line in steps)
+
+
 def test_any_dataset_and_loader_is_taken(tmp_path):
     x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
     data = torch.utils.data.TensorDataset(x, x[:, :1] * 2 - x[:, 1:2])

@@ -88,11 +88,12 @@ def train_epoch(loop: Loop) -> str:
                 loop.schedule.step()
         now = time.monotonic()
         if now - looked > _LOG_EVERY:
-            _guard(float(loss), loop, batch)
+            value = float(loss.detach())
+            _guard(value, loop, batch)
             rate = (place.samples - seen) * loop.accelerator.num_processes / (now - looked)
             loop.say(
                 {"kind": "step", "step": place.step, "epoch": place.epoch + 1,
-                 "batch": place.batch, "loss": float(loss), "samples_per_s": rate,
+                 "batch": place.batch, "loss": value, "samples_per_s": rate,
                  "lr": loop.optimizer.param_groups[0]["lr"]}
             )  # fmt: skip
             looked, seen = now, place.samples
