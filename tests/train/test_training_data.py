@@ -77,6 +77,13 @@ def test_idx_files(tmp_path):
     assert len(data.train) + len(data.test) == 30
 
 
+def test_images_and_labels_of_different_counts_are_refused(tmp_path):
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(np.zeros((5, 4, 4), np.uint8)))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(4, np.uint8)))
+    with pytest.raises(RedlineError, match="5 inputs but 4 targets"):
+        load_data(str(tmp_path))
+
+
 def test_a_text_becomes_windows(tmp_path):
     (tmp_path / "a.txt").write_text("hello world " * 200)
     data = load_data(str(tmp_path / "a.txt"), block=16)

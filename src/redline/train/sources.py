@@ -28,7 +28,7 @@ def load_data(
     Args:
         name: digits, iris, wine, breast_cancer, diabetes or linnerud (scikit-learn's own); a folder
             or zip with CLASS/image or train/CLASS/image and test/CLASS/image; a folder with IDX
-            files (…-images-idx3-ubyte, also .gz); a text file; torchvision:NAME:FOLDER; hf:NAME.
+            files (…-images-idx3-ubyte, also .gz); a text file; torchvision:NAME:FOLDER; hf:FOLDER.
         split: part that is held out, stratified by class, when there is no test set.
         seed: of that split.
         block: characters of a window of a text.
@@ -65,6 +65,8 @@ def arrays(
     *, split: float = 0.2, seed: int = 0, names: tuple[str, ...] = (),
 ) -> Data:  # fmt: skip
     """Data of tensors; integer targets are classes, floats are values."""
+    if len(x) != len(y):
+        raise InputError(f"{name}: {len(x)} inputs but {len(y)} targets")
     kind = "values" if y.is_floating_point() else "classes"
     if test is None:
         held = _held_out(y, split, seed, kind)
