@@ -1,0 +1,1 @@
+"""Smaller and faster under an accuracy budget: one file for each method."""
