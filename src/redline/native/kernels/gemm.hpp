@@ -63,6 +63,14 @@ template <int B>
 inline void pack(const float* b, long sk, long sn, long K, long N, float* to) {
     for (long n = 0; n < N; n += B * W) {
         const long wide = N - n < B * W ? N - n : B * W;
+        if (sk == 1) {  // along its rows, so that each line is read once
+            for (long j = 0; j < wide; ++j)
+                for (long k = 0; k < K; ++k) to[k * B * W + j] = b[(n + j) * sn + k];
+            for (long j = wide; j < B * W; ++j)
+                for (long k = 0; k < K; ++k) to[k * B * W + j] = 0;
+            to += K * B * W;
+            continue;
+        }
         for (long k = 0; k < K; ++k, to += B * W) {
             const float* from = b + k * sk + n * sn;
             for (long j = 0; j < wide; ++j) to[j] = from[j * sn];
