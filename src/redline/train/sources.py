@@ -9,6 +9,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -277,7 +278,7 @@ def _torchvision(text: str, split: float, seed: int) -> Data:
     try:
         ways = inspect.signature(make).parameters
         if "train" in ways:
-            parts = [{"train": True}, {"train": False}]
+            parts: list[dict[str, Any]] = [{"train": True}, {"train": False}]
         elif "split" in ways:
             parts = [{"split": "train"}, {"split": "test"}]
         else:
