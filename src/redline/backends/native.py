@@ -33,6 +33,7 @@ class NativeBackend:
     name = "native"
     wants: Literal["graph", "program", "module"] = "graph"
     local = False
+    low_precision = False
 
     def missing(self) -> Missing | None:
         if toolchain.compiler() is None:
