@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from redline.search.cache import Cache
 from redline.search.goal import Goal, quantity
 from redline.side_by_side import compare
 from redline.trial import Bench, discard
-from redline.variants import check, make_variants
+from redline.variants import check, make_variants, scored
 
 __all__ = ["compare", "optimize"]
 
@@ -100,36 +101,32 @@ def optimize(
     """
     start = time.monotonic()
     goal = goal or Goal()
-    seconds = quantity(
-        budget or knobs.text("REDLINE_BUDGET") if budget != 0 else 0, "time", "budget"
-    )
+    wall = budget or knobs.text("REDLINE_BUDGET") if budget != 0 else 0
+    seconds = quantity(wall, "time", "budget")
     dynamic = _for_batch(goal, dynamic)
     check(precisions)
     folder = Path(tempfile.mkdtemp(prefix="redline-"))
     try:
         with Progress(seconds, progress) as say:
             say("capturing the model")
-            captured = capture(
-                model, example_inputs, dynamic=dynamic, name=name, trust=trust, eval_mode=eval_mode
-            )
+            how: dict[str, Any] = {"name": name, "trust": trust, "eval_mode": eval_mode}
+            captured = capture(model, example_inputs, dynamic=dynamic, **how)
             captured = _with_graph_written(captured, folder)
             propose(captured, backends)  # a name that is wrong is told before the work
             say("running the reference in float64")
             bench = set_up(captured, folder, seed=seed, use_cache=use_cache)
-            lower = make_variants(
-                captured, folder, precisions, calibration, evaluate, goal, bench.cases, say
-            )
+            compressing = (precisions, calibration, evaluate, goal, bench.cases, say)
+            lower = make_variants(captured, folder, *compressing)
             bench.variants = {variant.name: variant for variant in lower.ready}
             candidates, left_out = propose(captured, backends, list(bench.variants))
-            crowned, outcomes = _settle(
-                bench, candidates, lambda found: crown(bench, found, goal, evaluate, lower.judge),
-                lambda: contest(bench, candidates, seconds, start, say),
-            )  # fmt: skip
+            choose = partial(crown, bench, goal=goal, evaluate=evaluate, judge=lower.judge)
+            hold = partial(contest, bench, candidates, seconds, start, say)
+            crowned, outcomes = _settle(bench, candidates, choose, hold)
         crowned = crowned or fall_back(bench, outcomes)
         if crowned is None:
             raise nothing_left([outcome.entry.record for outcome in outcomes] + left_out)
         winner, session, records, package = crowned
-        records += [*left_out, *lower.refused]
+        records = [*scored(records, lower), *left_out, *lower.refused]
         study = _write_up(bench, goal, winner, records, lower.tried, start, seconds)
         return _engine(bench, winner, session, study, package)
     finally:

@@ -94,6 +94,23 @@ def make_variants(
     return found
 
 
+def scored(records: Sequence[Record], found: Variants) -> list[Record]:
+    """The records with the accuracy of their graph, where the caller gave a metric.
+
+    It was measured once for each graph; the winner's was measured on its own backend.
+    """
+    jury = found.judge
+    if jury is None or jury.wanted is None:
+        return list(records)
+    known = {"fp32": jury.wanted} | {tried.name: jury.wanted - tried.drop for tried in found.tried}
+    return [
+        replace(record, accuracy=known[record.precision])
+        if record.accuracy is None and record.timing and record.precision in known
+        else record
+        for record in records
+    ]
+
+
 def _refused(name: str, reason: str, hint: str = "") -> Record:
     return Record(name, name, "refused", precision=name, reason=reason, hint=hint)
 
