@@ -69,7 +69,8 @@ def optimize(
         goal: what to look for and within which limits; latency by default.
         backends: names to try (see `redline doctor`); None tries all.
         precisions: numeric precisions to try besides each other: "fp32", "int8" (needs
-            `calibration`); docs/compress.md says what each does. What loses more than
+            `calibration`), "int8-dynamic", "int8-weights", "int4-weights", "fp16", "bf16";
+            docs/compress.md says what each does. What loses more than
             Goal(max_drop=...) allows, or 0.01, gets layers back in float, or is refused.
         dynamic: axes that may change: {"batch": (min, opt, max)} for axis 0 of every input, or
             {"input name": {axis: ("dim name", min, opt, max)}}.

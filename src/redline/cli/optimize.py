@@ -34,7 +34,11 @@ def optimize(
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Try this precision: fp32, int8. Can be given again."),
+        typer.Option(
+            metavar="NAME",
+            help="Try this precision: fp32, int8, int8-dynamic, int8-weights, int4-weights, "
+            "fp16, bf16. Can be given again.",
+        ),
     ] = None,
     calibration: Annotated[
         str | None,
