@@ -1,7 +1,7 @@
 """Only the weights get fewer bits; activations stay in float.
 
-Smaller files, and less memory to read on backends that multiply packed weights, which is what limits
-products with few rows. fp16 and bf16 are storage: they are widened when the engine is opened.
+Smaller files, and less memory to read on backends that multiply packed weights, which is what
+limits products with few rows. fp16 and bf16 are storage: they are widened when an engine is opened.
 """
 
 from __future__ import annotations
