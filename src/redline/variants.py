@@ -77,8 +77,8 @@ def make_variants(
     A variant that loses too much gets layers back in float, the most sensitive ones first, until it
     does not; where half of the layers are not enough, the precision is refused with what it lost.
 
-    A graph on which `evaluate` fails is refused with what it raised. Ctrl-C ends the making; what is
-    ready by then is returned.
+    A graph on which `evaluate` fails is refused with what it raised. Ctrl-C ends the making; what
+    is ready by then is returned.
 
     Args:
         deadline: a time.monotonic() after which nothing new begins.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir
 import pytest
 import torch
 from torch import nn
@@ -151,7 +152,7 @@ def test_a_metric_that_sees_nothing_lets_no_garbage_pass(digits, monkeypatch):
             array = value.const_value.numpy()
             if array.dtype == np.int8 and array.ndim > 1:
                 noise = np.random.default_rng(0).integers(-127, 128, array.shape).astype(np.int8)
-                value.const_value = type(value.const_value)(noise, name=name)
+                value.const_value = onnx_ir.tensor(noise, name=name)
         return made
 
     from redline import variants

@@ -144,7 +144,7 @@ def _numbers(data: Any) -> Any:
     """The reverse of _words, where a number is meant; a model may still be called "nan"."""
     if not isinstance(data, dict):
         return data
-    found = {
+    found: dict[str, Any] = {
         key: float(value) if key in _FLOATS and value in ("inf", "-inf", "nan") else value
         for key, value in data.items()
     }
