@@ -144,7 +144,9 @@ def _inputs(head: JsonRequest, data: memoryview, limits: Limits) -> dict[str, np
         if one.data is not msgspec.UNSET:
             raise _invalid(f"input {one.name[:200]!r} has both data and binary_data_size")
         shape = tuple(one.shape)
-        found[one.name] = from_bytes(data[at : at + size], one.datatype, shape, count, one.name[:200])
+        found[one.name] = from_bytes(
+            data[at : at + size], one.datatype, shape, count, one.name[:200]
+        )
         at += size
     if at != len(data):
         raise _invalid(f"{len(data) - at} bytes follow the binary data of the inputs")
