@@ -37,6 +37,7 @@ class Prepared:
     max_batch: int
     close: Callable[[], None]
     notices: tuple[str, ...]
+    isolated: bool
 
 
 def prepare(path: Path, config: ModelConfig, settings: Settings) -> Prepared:
@@ -52,7 +53,7 @@ def prepare(path: Path, config: ModelConfig, settings: Settings) -> Prepared:
     if isolation == "process":
         from redline.serve.child import open_isolated
 
-        seconds = settings.run_timeout if config.run_timeout is None else config.run_timeout
+        seconds = run_timeout_of(config, settings)
         opened, runs, close = open_isolated(
             path, trust=settings.trust, threads=threads, max_batch=limit, count=instances,
             run_timeout=seconds,
@@ -68,7 +69,12 @@ def prepare(path: Path, config: ModelConfig, settings: Settings) -> Prepared:
         close()
         raise
     least = opened.min_batch if max_batch else 0
-    return Prepared(opened, config, tuple(runs), least, max_batch, close, tuple(notices))
+    return Prepared(opened, config, tuple(runs), least, max_batch, close, tuple(notices), isolation == "process")
+
+
+def run_timeout_of(config: ModelConfig, settings: Settings) -> float:
+    """Seconds after which a run counts as hung."""
+    return settings.run_timeout if config.run_timeout is None else config.run_timeout
 
 
 def _max_batch(opened: Opened, config: ModelConfig, run: Run, notices: list[str]) -> int:
@@ -127,7 +133,7 @@ def _warm(opened: Opened, runs: Sequence[Run], max_batch: int) -> None:
     Made-up values may be wrong for a model whose inputs have meanings (lengths, indices): its own
     errors are no reason not to serve it, as its self-test was passed.
     """
-    for run in dict.fromkeys(runs):
+    for run in {id(run): run for run in runs}.values():
         for rows in sorted({opened.min_batch, max_batch} - {0}) if max_batch else (None,):
             try:
                 outputs = run([example(tensor, rows, 0) for tensor in opened.inputs])
@@ -174,7 +180,7 @@ class Served:
             late=config.late,
             levels=config.levels,
             default_priority=config.default_priority,
-            run_timeout=settings.run_timeout if config.run_timeout is None else config.run_timeout,
+            run_timeout=0.0 if prepared.isolated else run_timeout_of(config, settings),
         )
         self.batcher = Batcher(
             prepared.runs, len(self.inputs), self._queueing,
@@ -213,7 +219,8 @@ class Served:
         deadline = time.monotonic() + 5.0
 
         def end() -> bool:
-            return all([i.join(max(0.01, deadline - time.monotonic())) for i in instances])
+            left = [i.join(max(0.01, deadline - time.monotonic())) for i in instances]
+            return all(left)
 
         if await asyncio.to_thread(end):  # an engine that still runs must keep its memory
             await asyncio.to_thread(self.prepared.close)
