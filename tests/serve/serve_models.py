@@ -92,7 +92,7 @@ def save_engine(path: Path) -> None:
         {"x": np.ones((2, 8), np.float32)},
         dynamic={"batch": (1, 2, 16)},
         backends=["onnxruntime"],
-        budget="5s",
+        budget="1s",
     )
     with engine:
         engine.save(path)

@@ -67,7 +67,12 @@ def test_every_request_gets_its_own_answer_or_a_reason(seed):
         rows, width = draw.randint(1, 4), draw.choice([2, 3])
         try:
             item = submit(
-                batcher, value, rows, width, draw.choice([0, 1, 2, 3]), draw.choice([0, 0, 0.001, 5])
+                batcher,
+                value,
+                rows,
+                width,
+                draw.choice([0, 1, 2, 3]),
+                draw.choice([0, 0, 0.001, 5]),
             )
         except ServeError as error:
             assert error.status is Status.UNAVAILABLE

@@ -1,6 +1,7 @@
 """Models come, change and go while they are asked."""
 
 import asyncio
+import json
 import threading
 
 import httpx
@@ -11,7 +12,6 @@ import tritonclient.http as triton
 from serve_models import expected
 from tritonclient.utils import InferenceServerException
 
-from redline.errors import InputError
 from redline.serve.messages import Request, ServeError
 from redline.serve.plane import Plane
 from redline.serve.repository import Repository
@@ -148,21 +148,23 @@ def test_a_first_axis_that_is_no_batch_is_found_out(own):
 
 @pytest.mark.parametrize("isolation", ["thread", "process"])
 def test_a_model_that_hangs_is_told_and_the_others_serve(own, isolation):
-    serve_models.save_null(own.root / "stuck/1/model.redline", "slow", seconds=1.0)
+    serve_models.save_null(own.root / "stuck/1/model.redline", "slow", seconds=0.4)
+    config = {"parameters": {"isolation": isolation, "run_timeout_seconds": "0.1"}}
+    (own.root / "stuck/config.json").write_text(json.dumps(config))
     running = own(trust=True)
-    plane = running.server.plane
-    config = {"parameters": {"isolation": isolation, "run_timeout_seconds": "0.2"}}
-    (own.root / "stuck/config.json").write_text(__import__("json").dumps(config))
-    running.call(plane.repository.load("stuck")).result(60)
     with pytest.raises(InferenceServerException, match="did not answer within"):
         infer(running, "stuck")
     assert np.allclose(infer(running), expected(X), rtol=1e-5)
 
 
-def test_a_model_that_crashes_its_process_takes_only_its_batch(own):
+def test_a_model_that_crashes_while_loading_leaves_the_server(own):
     serve_models.save_null(own.root / "bad/1/model.redline", "crash")
-    with pytest.raises((ServeError, InputError)):
-        own(trust=True, isolation="process")
+    running = own(trust=True, isolation="process", exit_on_error=False)
+    assert np.allclose(infer(running), expected(X), rtol=1e-5)
+    rows = httpx.post(f"{running.url}/v2/repository/index").json()
+    assert "SIGSEGV" in next(row["reason"] for row in rows if row["name"] == "bad")
+    assert httpx.get(f"{running.url}/v2/health/ready").status_code == 503
+    assert httpx.get(f"{running.url}/v2/health/live").status_code == 200
 
 
 def test_an_isolated_model_answers_as_the_others_do(own):

@@ -36,7 +36,10 @@ def post(server, model, body, headers=None):
 
 
 def one(data, shape=(3, 8), datatype="FP32", **more):
-    return {"inputs": [{"name": "x", "shape": list(shape), "datatype": datatype, "data": data}], **more}
+    return {
+        "inputs": [{"name": "x", "shape": list(shape), "datatype": datatype, "data": data}],
+        **more,
+    }
 
 
 def test_the_server_describes_itself(client):
@@ -182,10 +185,23 @@ def test_a_wrong_request_gets_one_clear_error(server, model, body, word):
 
 @pytest.mark.parametrize(
     ("header", "size"),
-    [("99999999999999999999", 0), ("-1", 0), ("x", 0), ("10000", 0), (None, 97), (None, 95), (None, -1)],
+    [
+        ("99999999999999999999", 0),
+        ("-1", 0),
+        ("x", 0),
+        ("10000", 0),
+        (None, 97),
+        (None, 95),
+        (None, -1),
+    ],
 )
 def test_binary_sizes_that_lie(server, header, size):
-    head = {"name": "x", "shape": [3, 8], "datatype": "FP32", "parameters": {"binary_data_size": size}}
+    head = {
+        "name": "x",
+        "shape": [3, 8],
+        "datatype": "FP32",
+        "parameters": {"binary_data_size": size},
+    }
     text = json.dumps({"inputs": [head]}).encode()
     told = header or str(len(text))
     answer = post(server, "mlp", text + X.tobytes(), {"Inference-Header-Content-Length": told})
@@ -195,17 +211,37 @@ def test_binary_sizes_that_lie(server, header, size):
 def test_nan_in_json_is_refused_and_binary_is_not_touched(server):
     body = {
         "inputs": [
-            {"name": "x", "shape": [1, 1], "datatype": "FP32", "parameters": {"binary_data_size": 4}}
+            {
+                "name": "x",
+                "shape": [1, 1],
+                "datatype": "FP32",
+                "parameters": {"binary_data_size": 4},
+            }
         ]
     }
     text = json.dumps(body).encode()
     data = np.array([np.nan], np.float32).tobytes()
-    answer = post(server, "id_FLOAT", text + data, {"Inference-Header-Content-Length": str(len(text))})
+    answer = post(
+        server, "id_FLOAT", text + data, {"Inference-Header-Content-Length": str(len(text))}
+    )
     assert answer.status_code == 400
     assert "NaN" in answer.json()["error"]
 
 
-TRAVERSALS = ["..", "../etc", "a/../b", "/etc/passwd", "mlp/", " ..", ".hidden", "a\\b", "a\nb", "", "%", "mlp\0"]
+TRAVERSALS = [
+    "..",
+    "../etc",
+    "a/../b",
+    "/etc/passwd",
+    "mlp/",
+    " ..",
+    ".hidden",
+    "a\\b",
+    "a\nb",
+    "",
+    "%",
+    "mlp\0",
+]
 
 
 @pytest.mark.parametrize("name", TRAVERSALS)
@@ -249,7 +285,9 @@ def test_bombs_and_large_bodies(own):
     assert post(running, "mlp", b"x", {"Content-Encoding": "gzip"}).status_code == 400
     assert post(running, "mlp", b"x", {"Content-Encoding": "br"}).status_code == 501
     with socket.create_connection(("127.0.0.1", running.server.http_port)) as raw:
-        raw.sendall(b"POST /v2/models/mlp/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n")
+        raw.sendall(
+            b"POST /v2/models/mlp/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n"
+        )
         assert b" 413 " in raw.recv(4096)
     with socket.create_connection(("127.0.0.1", running.server.http_port)) as raw:
         raw.settimeout(20)

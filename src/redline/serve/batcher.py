@@ -372,4 +372,3 @@ class Batcher:
         if self._empty is not None and not self._waiting and not self._running:
             self._empty.set_result(None)
             self._empty = None
-

@@ -30,14 +30,15 @@ _LOAD_SECONDS = 600.0
 
 def open_isolated(
     path: Path, *, trust: bool, threads: int, max_batch: int, count: int, run_timeout: float
-) -> tuple[Opened, tuple[Run, ...], Callable[[], None]]:
+) -> tuple[Opened, tuple[Run, ...], Callable[[], None], Callable[[], None]]:
     """Open a model file in `count` child processes; this process never opens it.
 
     Args:
         run_timeout: seconds after which a run's process is killed and started again, 0 never.
 
     Returns:
-        What the model takes, one run for each process, and what ends them.
+        What the model takes, one run for each process, what ends them, and what lets run_timeout
+        begin to count: the first runs of a model may take longer.
 
     Raises:
         RedlineError: the child's own error, or that it crashed or hung while loading.
@@ -49,9 +50,13 @@ def open_isolated(
         for child in children:
             child.close()
 
+    def arm() -> None:
+        for child in children:
+            child.timeout = run_timeout or None
+
     try:
         for _ in range(count):
-            children.append(ChildRun(order, run_timeout))
+            children.append(ChildRun(order))
             told = children[-1].start()
     except BaseException:
         close()
@@ -67,15 +72,19 @@ def open_isolated(
         max_batch=told["max_batch"],
         notices=tuple(told["notices"]),
     )
-    return opened, tuple(children), close
+    return opened, tuple(children), close, arm
 
 
 class ChildRun:
-    """Runs in a child process; after a death the next one is started in the background."""
+    """Runs in a child process; after a death the next one is started in the background.
 
-    def __init__(self, order: dict[str, Any], run_timeout: float) -> None:
+    Attributes:
+        timeout: seconds that a run may take, None for any.
+    """
+
+    def __init__(self, order: dict[str, Any]) -> None:
         self._order = order
-        self._timeout = run_timeout or None
+        self.timeout: float | None = _LOAD_SECONDS
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
@@ -118,7 +127,7 @@ class ChildRun:
             if self._process is None:
                 self._restart()
             rows = self._inward.write(arrays)
-            answer = self._ask({"run": rows, "size": self._inward.size}, self._timeout)
+            answer = self._ask({"run": rows, "size": self._inward.size}, self.timeout)
             self._outward.grow_to(answer["size"])
             return self._outward.read(answer["outputs"])
 
@@ -194,5 +203,3 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 def _spell(status: int) -> str:
     return signal.Signals(-status).name if status < 0 else f"exit status {status}"
-
-

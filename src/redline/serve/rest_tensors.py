@@ -8,8 +8,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from redline.serve.dtypes import BYTES, as_bytes, count_elements, from_bytes, to_bytes, to_datatype
-from redline.serve.dtypes import to_numpy_dtype
+from redline.serve.dtypes import (
+    BYTES,
+    as_bytes,
+    count_elements,
+    from_bytes,
+    to_bytes,
+    to_datatype,
+    to_numpy_dtype,
+)
 from redline.serve.messages import Request, Response, ServeError, Status
 from redline.serve.opening import Tensor
 from redline.serve.rest_body import JSON, Answer, Part, decode_json

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from redline.errors import InputError, RedlineError, SelfTestError
+from redline.errors import InputError, RedlineError
 from redline.runtime.self_test import output_error
 from redline.serve.batcher import Batcher, Item, Queueing
 from redline.serve.checking import Checker
 from redline.serve.config import ModelConfig
 from redline.serve.dtypes import BYTES, config_type
-from redline.serve.messages import Request
+from redline.serve.messages import Request, ServeError
 from redline.serve.opening import Opened, Run, Tensor, example, open_model
 from redline.serve.settings import Settings
 from redline.serve.statistics import Statistics
@@ -54,22 +54,30 @@ def prepare(path: Path, config: ModelConfig, settings: Settings) -> Prepared:
         from redline.serve.child import open_isolated
 
         seconds = run_timeout_of(config, settings)
-        opened, runs, close = open_isolated(
+        opened, runs, close, arm = open_isolated(
             path, trust=settings.trust, threads=threads, max_batch=limit, count=instances,
             run_timeout=seconds,
         )  # fmt: skip
     else:
         opened = open_model(path, trust=settings.trust, threads=threads, max_batch=limit)
         runs, close = (opened.run,) * instances, opened.close
+        arm = _nothing
     try:
         notices = list(opened.notices)
         max_batch = _max_batch(opened, config, runs[0], notices)
         _warm(opened, runs, max_batch)
+        arm()
     except BaseException:
         close()
         raise
     least = opened.min_batch if max_batch else 0
-    return Prepared(opened, config, tuple(runs), least, max_batch, close, tuple(notices), isolation == "process")
+    return Prepared(
+        opened, config, tuple(runs), least, max_batch, close, tuple(notices), isolation == "process"
+    )
+
+
+def _nothing() -> None:
+    """Threads have their time limit in the batcher."""
 
 
 def run_timeout_of(config: ModelConfig, settings: Settings) -> float:
@@ -115,6 +123,8 @@ def _not_mergeable(opened: Opened, run: Run) -> str:
         alone = [run(part) for part in parts]
         together = run([np.concatenate(column) for column in zip(*parts, strict=True)])
         expected = [np.concatenate(column) for column in zip(*alone, strict=True)]
+    except ServeError:
+        raise  # its process died or hung
     except (RedlineError, ValueError) as error:
         return f"a batch made up for a test failed ({str(error)[:200]})"
     for got, want in zip(together, expected, strict=True):
@@ -137,8 +147,8 @@ def _warm(opened: Opened, runs: Sequence[Run], max_batch: int) -> None:
         for rows in sorted({opened.min_batch, max_batch} - {0}) if max_batch else (None,):
             try:
                 outputs = run([example(tensor, rows, 0) for tensor in opened.inputs])
-            except SelfTestError:
-                raise
+            except ServeError:
+                raise  # its process died or hung
             except RedlineError:
                 continue
             if len(outputs) != len(opened.outputs):
