@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -68,7 +68,7 @@ class GrpcOptions:
     reflection: bool = True
     control: bool = False
     reuse_port: bool = False
-    tensors: TensorLimits = TensorLimits()
+    tensors: TensorLimits = field(default_factory=TensorLimits)
 
     def channel(self) -> list[tuple[str, int]]:
         """The same as gRPC's channel arguments."""
@@ -190,30 +190,32 @@ def _infer(service: Service) -> Callable[[Any, Any], Awaitable[Any]]:
         for key, value in context.invocation_metadata() or ():
             if key == "traceparent":
                 trace = value
-        try:
-            return await service.infer(wire, context.time_remaining(), trace)
-        except ServeError as error:
-            refused = error
-        except Exception:
-            _LOG.exception("ModelInfer failed")
-            await context.abort(grpc.StatusCode.INTERNAL, "internal error")
-        await context.abort(CODES[refused.status], refused.what)
+        return await _told(context, service.infer(wire, context.time_remaining(), trace))
 
     return call
 
 
 def _unary(method: Callable[[Any], Awaitable[dict[str, Any]]], kind: Any) -> Any:
     async def call(wire: Any, context: Any) -> Any:
-        try:
+        async def answer() -> Any:
             return to_message(await method(wire), kind)
-        except ServeError as error:
-            refused = error
-        except Exception:
-            _LOG.exception("%s failed", kind.DESCRIPTOR.name)
-            await context.abort(grpc.StatusCode.INTERNAL, "internal error")
-        await context.abort(CODES[refused.status], refused.what)
+
+        return await _told(context, answer())
 
     return call
+
+
+async def _told(context: Any, work: Awaitable[Any]) -> Any:
+    """The work's answer, or the call ended with its error; what is unexpected is only logged."""
+    try:
+        return await work
+    except ServeError as caught:
+        error = caught
+    except Exception:
+        _LOG.exception("a gRPC call failed")
+        error = ServeError(Status.INTERNAL, "internal error")
+    await context.abort(CODES[error.status], error.what)
+    raise AssertionError("abort raises")
 
 
 class _Gate(grpc.aio.ServerInterceptor):
@@ -233,8 +235,8 @@ class _Gate(grpc.aio.ServerInterceptor):
         async def refuse(_: Any, context: Any) -> None:
             await context.abort(CODES[error.status], error.what)
 
-        # The same shape fits every kind of call: nothing of it is read before it is refused.
-        return grpc.unary_unary_rpc_method_handler(refuse)
+        # This shape fits every kind of call: nothing of it is read before it is refused.
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 class Health(health_pb2_grpc.HealthServicer):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -80,47 +79,34 @@ class Service:
         """Answer a stream: its requests run side by side, the answers keep their order."""
         said = dict(context.invocation_metadata() or ())
         fail = said.get("triton_grpc_error") == "true"
-        running: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue(self.stream_requests)
-        reader = asyncio.create_task(self._read(requests, context, running, said))
+        running: asyncio.Queue[asyncio.Task[Any] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(self.stream_requests)
+        tasks: set[asyncio.Task[Any]] = set()
+
+        async def read() -> None:
+            trace = str(said.get("traceparent", ""))
+            try:
+                async for wire in requests:
+                    await room.acquire()
+                    task = asyncio.create_task(self._answer(wire, context.time_remaining(), trace))
+                    tasks.add(task)
+                    running.put_nowait(task)
+            finally:
+                running.put_nowait(None)
+
+        reader = asyncio.create_task(read())
         try:
             while (task := await running.get()) is not None:
                 answer, error = await task
+                tasks.discard(task)
+                room.release()
                 if error is not None and fail:
                     await context.abort(CODES[error.status], error.what)
                 await context.write(answer)
             await reader
         finally:
-            reader.cancel()
-            while not running.empty():
-                left = running.get_nowait()
-                if left is not None:
-                    left.cancel()
-            with contextlib.suppress(UnboundLocalError):
-                if task is not None:
-                    task.cancel()
-
-    async def _read(
-        self,
-        requests: AsyncIterator[Any],
-        context: Any,
-        running: asyncio.Queue[asyncio.Task[Any] | None],
-        said: dict[Any, Any],
-    ) -> None:
-        trace = str(said.get("traceparent", ""))
-        try:
-            async for wire in requests:
-                task = asyncio.create_task(self._answer(wire, context.time_remaining(), trace))
-                try:
-                    await running.put(task)
-                except asyncio.CancelledError:
-                    task.cancel()
-                    raise
-        finally:
-            # Whoever waits for the next answer must wake, also when reading failed.
-            if running.full():
-                asyncio.create_task(running.put(None))  # noqa: RUF006
-            else:
-                running.put_nowait(None)
+            for left in (reader, *tasks):
+                left.cancel()
 
     async def _answer(
         self, wire: Any, deadline: float | None, trace: str

@@ -1,4 +1,4 @@
-"""Between the messages of gRPC and the data plane's requests: tensors, parameters, shared memory."""
+"""Between gRPC's messages and the data plane's requests: tensors, parameters, shared memory."""
 
 from __future__ import annotations
 
@@ -165,7 +165,9 @@ def _inputs(wire: Any, lease: Lease, limits: TensorLimits) -> dict[str, np.ndarr
         if not name or name in found:
             raise ServeError(Status.INVALID, f"input {_short(name)} has no name or comes twice")
         if len(shape) > limits.rank:
-            raise ServeError(Status.INVALID, f"input {_short(name)} has more than {limits.rank} axes")
+            raise ServeError(
+                Status.INVALID, f"input {_short(name)} has more than {limits.rank} axes"
+            )
         count = dtypes.count_elements(shape, limits.elements, name[:100])
         place = _place(plain_parameters(tensor.parameters)) if tensor.parameters else None
         if place is not None:
@@ -293,7 +295,8 @@ def classify(scores: np.ndarray, classes: int) -> np.ndarray:
     form = "%f:%d" if scores.dtype.kind == "f" else "%d:%d"
     told = np.empty(order.size, dtype=object)
     told[:] = [
-        (form % pair).encode() for pair in zip(best.ravel().tolist(), order.ravel().tolist())
+        (form % pair).encode()
+        for pair in zip(best.ravel().tolist(), order.ravel().tolist(), strict=True)
     ]
     return told.reshape(order.shape)
 

@@ -61,7 +61,7 @@ class SharedMemory:
         *,
         enabled: bool = False,
         max_regions: int = 256,
-        folder: Path = Path("/dev/shm"),  # noqa: S108
+        folder: Path = Path("/dev/shm"),
     ) -> None:
         self.enabled = enabled
         self.max_regions = max_regions
@@ -85,7 +85,8 @@ class SharedMemory:
         _check_name(name)
         if name in self._regions:
             raise ServeError(
-                Status.INVALID, f"shared memory region {name!r} already in manager: unregister it first"
+                Status.INVALID,
+                f"shared memory region {name!r} already in manager: unregister it first",
             )
         if len(self._regions) >= self.max_regions:
             raise ServeError(
@@ -94,7 +95,8 @@ class SharedMemory:
         for what, value, least in (("offset", offset, 0), ("byte_size", byte_size, 1)):
             if type(value) is not int or not least <= value < 1 << 63:
                 raise ServeError(
-                    Status.INVALID, f"region {name!r}: {what} is {value!r}, expected {least} or more"
+                    Status.INVALID,
+                    f"region {name!r}: {what} is {value!r}, expected {least} or more",
                 )
         fd = self._open(_object_name(key), name)
         size = os.fstat(fd).st_size
@@ -128,7 +130,9 @@ class SharedMemory:
         """
         self._check_on()
         if name and name not in self._regions:
-            raise ServeError(Status.NOT_FOUND, f"Unable to find system shared memory region: {name!r}")
+            raise ServeError(
+                Status.NOT_FOUND, f"Unable to find system shared memory region: {name!r}"
+            )
         return [self._regions[name].told()] if name else [r.told() for r in self._all("")]
 
     def lease(self) -> Lease:

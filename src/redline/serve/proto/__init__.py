@@ -30,13 +30,13 @@ METHODS: dict[str, Any] = dict(POOL.FindServiceByName(SERVICE).methods_by_name)
 
 
 def message(name: str) -> Any:
-    """The class of a message.
+    r"""The class of a message.
 
     Raises:
         KeyError: there is no such message.
 
     Example:
         >>> message("ServerLiveResponse")(live=True).SerializeToString()
-        b'\\x08\\x01'
+        b'\x08\x01'
     """
     return GetMessageClass(POOL.FindMessageTypeByName(f"{PACKAGE}.{name}"))
