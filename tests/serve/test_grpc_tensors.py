@@ -70,7 +70,7 @@ def test_the_clients_own_bf16_and_strings(stub):
     import tritonclient.grpc as client
 
     given = client.InferInput("x", [2], "BF16")
-    given.set_data_from_numpy(np.array([1.5, np.inf], np.float32))
+    given.set_data_from_numpy(np.array([1.5, np.inf], ml_dtypes.bfloat16))
     request = pb.ModelInferRequest(model_name="echo", inputs=[given._get_tensor()])
     request.raw_input_contents.append(given._get_content())
     found = client.InferResult(stub.ModelInfer(request)).as_numpy("x")
