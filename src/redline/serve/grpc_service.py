@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import grpc
 from google.protobuf import json_format
 
-from redline.serve.grpc_tensors import TensorLimits, check_model, from_response, to_request
+from redline.serve.grpc_tensors import TensorLimits, from_response, to_request
 from redline.serve.messages import Response, ServeError, Status
+from redline.serve.names import check_name, check_version
 from redline.serve.plane import Plane
 from redline.serve.proto import message
 from redline.serve.shared_memory import SharedMemory
@@ -135,23 +136,23 @@ class Service:
         return {"ready": self.plane.ready()}
 
     async def model_ready(self, wire: Any) -> dict[str, Any]:
-        check_model(wire.name, wire.version)
+        _check(wire)
         return {"ready": self.plane.model_ready(wire.name, wire.version)}
 
     async def server_metadata(self, wire: Any) -> dict[str, Any]:
         return self.plane.server_metadata()
 
     async def model_metadata(self, wire: Any) -> dict[str, Any]:
-        check_model(wire.name, wire.version)
+        _check(wire)
         return self.plane.metadata(wire.name, wire.version)
 
     async def model_config(self, wire: Any) -> dict[str, Any]:
-        check_model(wire.name, wire.version)
+        _check(wire)
         return {"config": self.plane.config(wire.name, wire.version)}
 
     async def model_statistics(self, wire: Any) -> dict[str, Any]:
         if wire.name:
-            check_model(wire.name, wire.version)
+            _check(wire)
         return self.plane.statistics(wire.name, wire.version)
 
     # The repository
@@ -161,7 +162,7 @@ class Service:
 
     async def repository_model_load(self, wire: Any) -> dict[str, Any]:
         self._check_control()
-        check_model(wire.model_name)
+        check_name(wire.model_name)
         config, files = None, {}
         for key, value in wire.parameters.items():
             kind = value.WhichOneof("parameter_choice")
@@ -180,7 +181,7 @@ class Service:
 
     async def repository_model_unload(self, wire: Any) -> dict[str, Any]:
         self._check_control()
-        check_model(wire.model_name)
+        check_name(wire.model_name)
         dependents = False
         for key, value in wire.parameters.items():
             if key != "unload_dependents" or value.WhichOneof("parameter_choice") != "bool_param":
@@ -224,7 +225,7 @@ class Service:
     async def trace_setting(self, wire: Any) -> dict[str, Any]:
         settings = self._settings()
         if wire.model_name:
-            check_model(wire.model_name)
+            check_name(wire.model_name)
         changes = {key: list(value.value) for key, value in wire.settings.items()}
         found = settings.trace(wire.model_name, changes)
         return {"settings": {key: {"value": list(value)} for key, value in found.items()}}
@@ -250,6 +251,11 @@ class Service:
     def _check_control(self) -> None:
         if not self.control:
             raise ServeError(Status.FORBIDDEN, "the control plane of this server is off")
+
+
+def _check(wire: Any) -> None:
+    check_name(wire.name)
+    check_version(wire.version)
 
 
 def to_message(found: dict[str, Any], kind: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from redline.serve import dtypes
 from redline.serve.messages import Request, Response, ServeError, Status
+from redline.serve.names import check_name, check_version
 from redline.serve.proto import message
 from redline.serve.shared_memory import Lease
 
@@ -18,8 +18,6 @@ ModelInferResponse = message("ModelInferResponse")
 # What the protocol itself puts among the parameters; every other "triton_" key is refused.
 _EMPTY_FINAL = "triton_enable_empty_final_response"
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,254}")
-_VERSION = re.compile(r"[0-9]{0,18}")
 
 # Which field of InferTensorContents holds a datatype; FP16 and BF16 travel raw only.
 _CONTENTS = {
@@ -51,20 +49,6 @@ class Wanted:
     classes: int = 0
 
 
-def check_model(name: str, version: str = "") -> None:
-    """Refuse what could be a path.
-
-    Raises:
-        ServeError: INVALID; the name is not told back, it may be anything.
-    """
-    if not _NAME.fullmatch(name) or ".." in name:
-        raise ServeError(
-            Status.INVALID, "a model's name is letters, digits and any of . _ + - with no '..'"
-        )
-    if not _VERSION.fullmatch(version):
-        raise ServeError(Status.INVALID, "a model's version is a whole number, or nothing")
-
-
 def plain_parameters(found: Any) -> dict[str, Any]:
     """The values of a map of InferParameter.
 
@@ -86,7 +70,8 @@ def to_request(wire: Any, lease: Lease, limits: TensorLimits) -> tuple[Request, 
     Raises:
         ServeError: INVALID or UNSUPPORTED, what is wrong with it.
     """
-    check_model(wire.model_name, wire.model_version)
+    check_name(wire.model_name)
+    check_version(wire.model_version)
     parameters = plain_parameters(wire.parameters) if wire.parameters else {}
     priority = _whole(parameters.pop("priority", 0), "priority")
     timeout = _whole(parameters.pop("timeout", 0), "timeout")
