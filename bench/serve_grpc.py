@@ -16,6 +16,7 @@ import grpc
 import numpy as np
 import onnx
 import onnxruntime
+import uvloop
 from onnx import TensorProto, helper, numpy_helper
 
 from redline.serve.messages import Request, Response
@@ -139,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve()) if "--serve" in sys.argv else main()
+    uvloop.run(serve()) if "--serve" in sys.argv else main()

@@ -30,6 +30,7 @@ class NumpyPlane:
 
     def __init__(self):
         self.gate = None
+        self.extensions = ["statistics"]
         self.is_ready = True
         self.seen = []  # requests, as they came
         self.cancelled = 0
@@ -70,7 +71,7 @@ class NumpyPlane:
         return name in ("echo", "slow") and version in ("", "1")
 
     def server_metadata(self):
-        return {"name": "redline", "version": "1", "extensions": ["statistics"]}
+        return {"name": "redline", "version": "1", "extensions": self.extensions}
 
     def metadata(self, name, version=""):
         if name != "echo":
@@ -123,6 +124,8 @@ class Running:
     async def _start(self):
         if isinstance(self.plane, NumpyPlane):
             self.plane.gate = asyncio.Event()
+        else:
+            await self.plane.start()
         return await self.front.start()
 
     def call(self, coroutine):
@@ -133,6 +136,8 @@ class Running:
 
     def close(self):
         self.call(self.front.stop(0))
+        if not isinstance(self.plane, NumpyPlane):
+            self.call(self.plane.drain(5))
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(30)
         self.loop.close()

@@ -67,6 +67,7 @@ def placed(name, size=64, offset=0, model_input="INPUT0"):
 
 def test_inputs_and_outputs_in_shared_memory(client, region, key):
     client.register_system_shared_memory("all", key, 256)
+    assert "system_shared_memory" in client.get_server_metadata().extensions
     told = client.get_system_shared_memory_status(as_json=True)["regions"]["all"]
     assert (told["key"], told["byte_size"]) == (key, "256")
     raw = grpcclient.InferInput("INPUT1", [1, 16], "INT32")

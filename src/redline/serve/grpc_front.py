@@ -26,6 +26,7 @@ _LOG = logging.getLogger("redline.serve")
 Authorize = Callable[[str, Sequence[tuple[str, Any]]], None]
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _SERVING, _NOT_SERVING, _UNKNOWN = 1, 2, 3  # HealthCheckResponse.ServingStatus
+_SHARED = "system_shared_memory"
 _LOOK = 0.5  # seconds between two looks for those who watch the health
 
 
@@ -149,6 +150,8 @@ class GrpcFront:
                 port = server.add_secure_port(address, options.credentials)
         except RuntimeError:
             raise ServeError(Status.UNAVAILABLE, f"gRPC cannot listen on {address}") from None
+        if self.service.shared.enabled and _SHARED not in self._plane.extensions:
+            self._plane.extensions.append(_SHARED)
         await server.start()
         self._server = server
         return int(port)
@@ -218,7 +221,7 @@ async def _told(context: Any, work: Awaitable[Any]) -> Any:
     raise AssertionError("abort raises")
 
 
-class _Gate(grpc.aio.ServerInterceptor):
+class _Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Asks `authorize` before a method is looked for, so that no service is forgotten."""
 
     def __init__(self, authorize: Authorize) -> None:
@@ -239,7 +242,7 @@ class _Gate(grpc.aio.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-class Health(health_pb2_grpc.HealthServicer):
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """The standard health service: "" and the inference service are ready when the plane is."""
 
     def __init__(self, plane: Plane) -> None:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
 
 import grpc
-from google.protobuf import json_format
+from google.protobuf import json_format  # type: ignore[import-untyped]
 
 from redline.serve.grpc_tensors import TensorLimits, from_response, to_request
 from redline.serve.messages import Response, ServeError, Status

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.descriptor_pool import DescriptorPool  # type: ignore[import-untyped]
+from google.protobuf.message_factory import GetMessageClass  # type: ignore[import-untyped]
 
 from redline.serve.proto.descriptors import FILES
 
