@@ -5,7 +5,9 @@ python tools/protos.py            # needs grpcio-tools
 
 from __future__ import annotations
 
+import base64
 import tempfile
+import zlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -13,8 +15,17 @@ FOLDER = ROOT / "src" / "redline" / "serve" / "proto"
 NAMES = ("model_config.proto", "inference.proto")  # what is imported comes first
 HEAD = '''"""Generated from the .proto files beside it; do not edit. Run: make protos"""
 
-FILES: tuple[bytes, ...] = (
+import base64
+import zlib
+
+_PACKED = (
 '''
+TAIL = """)
+
+FILES: tuple[bytes, ...] = tuple(
+    zlib.decompress(base64.b85decode(text)) for text in "".join(_PACKED).split()
+)
+"""
 
 
 def compile_protos() -> list[bytes]:
@@ -35,13 +46,9 @@ def compile_protos() -> list[bytes]:
 
 def page(files: list[bytes]) -> str:
     """The text of descriptors.py."""
-    lines = []
-    for data in files:
-        lines.append("    bytes.fromhex(")
-        text = data.hex()
-        lines += [f'        "{text[at : at + 88]}"' for at in range(0, len(text), 88)]
-        lines.append("    ),")
-    return HEAD + "\n".join(lines) + "\n)\n"
+    packed = " ".join(base64.b85encode(zlib.compress(data, 9)).decode() for data in files)
+    lines = [f"    {packed[at : at + 88]!r},\n" for at in range(0, len(packed), 88)]
+    return HEAD + "".join(lines) + TAIL
 
 
 def main() -> None:
