@@ -11,6 +11,7 @@ from redline.serve import dtypes
 from redline.serve.messages import Request, Response, ServeError, Status
 from redline.serve.names import check_name, check_version
 from redline.serve.proto import message
+from redline.serve.rest_tensors import classify
 from redline.serve.shared_memory import Lease
 
 ModelInferResponse = message("ModelInferResponse")
@@ -217,8 +218,12 @@ def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype
 
 
-def from_response(response: Response, wanted: dict[str, Wanted], lease: Lease) -> Any:
+def from_response(
+    response: Response, wanted: dict[str, Wanted], lease: Lease, batched: bool = False
+) -> Any:
     """The ModelInferResponse: one raw content for each output, empty where shared memory has it.
+
+    batched: the first axis of outputs is the batch, for classification.
 
     Raises:
         ServeError: INVALID, an output does not fit its place in shared memory.
@@ -231,7 +236,7 @@ def from_response(response: Response, wanted: dict[str, Wanted], lease: Lease) -
     raw = wire.raw_output_contents
     for name, found in response.outputs.items():
         how = wanted.get(name)
-        array = classify(found, how.classes) if how and how.classes else found
+        array = classify(found, how.classes, batched) if how and how.classes else found
         output = wire.outputs.add(
             name=name, datatype=dtypes.to_datatype(array.dtype), shape=array.shape
         )
@@ -262,28 +267,6 @@ def put_parameter(into: Any, key: str, value: Any) -> None:
     if kind is None:
         raise TypeError(f"parameter {key} is a {type(value).__name__}")
     setattr(into[key], kind, value)
-
-
-def classify(scores: np.ndarray, classes: int) -> np.ndarray:
-    """The `classes` largest along the last axis, as BYTES "value:index", largest first.
-
-    Example:
-        >>> classify(np.array([[0.25, 0.5, 0.125]], np.float32), 2)
-        array([[b'0.500000:1', b'0.250000:0']], dtype=object)
-    """
-    if scores.dtype.kind not in "fiu" or not scores.ndim or not scores.size:
-        raise ServeError(Status.INVALID, "classification needs an output of numbers with an axis")
-    classes = min(classes, scores.shape[-1])
-    # Stable, so that equal scores keep the order of their classes.
-    order = np.argsort(-scores.astype(np.float64), axis=-1, kind="stable")[..., :classes]
-    best = np.take_along_axis(scores, order, axis=-1)
-    form = "%f:%d" if scores.dtype.kind == "f" else "%d:%d"
-    told = np.empty(order.size, dtype=object)
-    told[:] = [
-        (form % pair).encode()
-        for pair in zip(best.ravel().tolist(), order.ravel().tolist(), strict=True)
-    ]
-    return told.reshape(order.shape)
 
 
 def _short(name: str) -> str:
