@@ -5,6 +5,7 @@ import json
 import threading
 import urllib.error
 import urllib.request
+import uuid
 
 import grpc
 import numpy as np
@@ -16,6 +17,7 @@ from redline.serve import dtypes
 from redline.serve.extension import Grpc
 from redline.serve.server import Server
 from redline.serve.settings import Settings
+from redline.serve.shared_memory import SharedMemory
 
 grpcclient = pytest.importorskip("tritonclient.grpc")
 pb = grpcclient.service_pb2
@@ -177,3 +179,39 @@ def test_the_http_client_and_metadata_agree(both):
         assert config["max_batch_size"] == other.get_model_config("simple")["max_batch_size"] == 8
         ours = [found["name"] for found in other.get_model_repository_index()]
         assert ours == [found.name for found in one.get_model_repository_index().models]
+
+
+def test_shared_memory_over_rest(tmp_path_factory):
+    httpclient = pytest.importorskip("tritonclient.http")
+    shm = pytest.importorskip("tritonclient.utils.shared_memory")
+    root = tmp_path_factory.mktemp("models")
+    simple(root)
+    settings = Settings(models=root, threads=1, grpc_port=0, http_port=0)
+    running = Both(settings, Grpc(control=True, shared=SharedMemory(enabled=True)))
+    key = f"/test_{uuid.uuid4().hex}"
+    handle = shm.create_shared_memory_region("all", key, 256)
+    try:
+        a = np.arange(16, dtype=np.int32).reshape(1, 16)
+        shm.set_shared_memory_region(handle, [a, a * 2])
+        with httpclient.InferenceServerClient(running.http.removeprefix("http://")) as client:
+            client.register_system_shared_memory("all", key, 256)
+            assert client.get_system_shared_memory_status()[0]["byte_size"] == 256
+            inputs = [httpclient.InferInput(f"INPUT{n}", [1, 16], "INT32") for n in (0, 1)]
+            for n, one in enumerate(inputs):
+                one.set_shared_memory("all", 64, 64 * n)
+            out = httpclient.InferRequestedOutput("OUTPUT0")
+            out.set_shared_memory("all", 64, 128)
+            client.infer("simple", inputs, outputs=[out])
+            got = shm.get_contents_as_numpy(handle, np.int32, [1, 16], 128)
+            np.testing.assert_array_equal(got, a * 3)
+            out.set_shared_memory("all", 32, 128)
+            with pytest.raises(httpclient.InferenceServerException, match="at least 64 bytes"):
+                client.infer("simple", inputs, outputs=[out])
+            out.set_shared_memory("all", 64, 250)
+            with pytest.raises(httpclient.InferenceServerException, match="Invalid offset"):
+                client.infer("simple", inputs, outputs=[out])
+            client.unregister_system_shared_memory("all")
+            assert client.get_system_shared_memory_status() == []
+    finally:
+        running.close()
+        shm.destroy_shared_memory_region(handle)

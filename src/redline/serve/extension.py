@@ -61,6 +61,7 @@ class Grpc:
             reuse_port=self.reuse_port,
             tensors=TensorLimits(limits.tensors, limits.elements, limits.rank),
         )
+        rest.shared = self.shared
         add_shared_memory(rest, self.shared, control=self.control)
         rest.routes["GET", "/v2/openapi.yaml"] = _openapi
         self.front = GrpcFront(

@@ -12,7 +12,7 @@ from redline.serve.messages import Request, Response, ServeError, Status
 from redline.serve.names import check_name, check_version
 from redline.serve.proto import message
 from redline.serve.rest_tensors import classify
-from redline.serve.shared_memory import Lease
+from redline.serve.shared_memory import Lease, place, whole
 
 ModelInferResponse = message("ModelInferResponse")
 
@@ -74,8 +74,8 @@ def to_request(wire: Any, lease: Lease, limits: TensorLimits) -> tuple[Request, 
     check_name(wire.model_name)
     check_version(wire.model_version)
     parameters = plain_parameters(wire.parameters) if wire.parameters else {}
-    priority = _whole(parameters.pop("priority", 0), "priority")
-    timeout = _whole(parameters.pop("timeout", 0), "timeout")
+    priority = whole(parameters.pop("priority", 0), "priority")
+    timeout = whole(parameters.pop("timeout", 0), "timeout")
     _check_reserved(parameters)
     wanted = _wanted(wire.outputs, limits, lease)
     request = Request(
@@ -101,12 +101,6 @@ def _check_reserved(parameters: dict[str, Any]) -> None:
             raise ServeError(Status.INVALID, f"parameter {_short(key)}: 'triton_' is reserved")
 
 
-def _whole(value: Any, what: str) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 63:
-        raise ServeError(Status.INVALID, f"{what} must be a whole number, 0 or more")
-    return value
-
-
 def _wanted(outputs: Any, limits: TensorLimits, lease: Lease) -> dict[str, Wanted]:
     if len(outputs) > limits.tensors:
         raise ServeError(Status.INVALID, f"more than {limits.tensors} outputs are asked for")
@@ -115,8 +109,8 @@ def _wanted(outputs: Any, limits: TensorLimits, lease: Lease) -> dict[str, Wante
         if output.name in found:
             raise ServeError(Status.INVALID, f"output {_short(output.name)} is asked for twice")
         said = plain_parameters(output.parameters) if output.parameters else {}
-        classes = _whole(said.get("classification", 0), "classification")
-        region, offset, size = _place(said) or ("", 0, 0)
+        classes = whole(said.get("classification", 0), "classification")
+        region, offset, size = place(said) or ("", 0, 0)
         if region and classes:
             raise ServeError(
                 Status.INVALID,
@@ -126,18 +120,6 @@ def _wanted(outputs: Any, limits: TensorLimits, lease: Lease) -> dict[str, Wante
             lease.hold(region, offset, size)
         found[output.name] = Wanted(region, offset, size, classes)
     return found
-
-
-def _place(said: dict[str, Any]) -> tuple[str, int, int] | None:
-    region = said.get("shared_memory_region")
-    if region is None:
-        return None
-    if not isinstance(region, str) or not region:
-        raise ServeError(Status.INVALID, "shared_memory_region must be the name of a region")
-    if "shared_memory_byte_size" not in said:
-        raise ServeError(Status.INVALID, "shared_memory_region needs shared_memory_byte_size")
-    size = _whole(said["shared_memory_byte_size"], "shared_memory_byte_size")
-    return region, _whole(said.get("shared_memory_offset", 0), "shared_memory_offset"), size
 
 
 def _inputs(wire: Any, lease: Lease, limits: TensorLimits) -> dict[str, np.ndarray]:
@@ -155,9 +137,9 @@ def _inputs(wire: Any, lease: Lease, limits: TensorLimits) -> dict[str, np.ndarr
                 Status.INVALID, f"input {_short(name)} has more than {limits.rank} axes"
             )
         count = dtypes.count_elements(shape, limits.elements, name[:100])
-        place = _place(plain_parameters(tensor.parameters)) if tensor.parameters else None
-        if place is not None:
-            data: bytes | bytearray = lease.read(*place)
+        where = place(plain_parameters(tensor.parameters)) if tensor.parameters else None
+        if where is not None:
+            data: bytes | bytearray = lease.read(*where)
         elif raw:
             if at == len(raw) or tensor.HasField("contents"):
                 raise _wrong_raw(wire.inputs, raw)
@@ -245,13 +227,7 @@ def from_response(
             raw.append(dtypes.pack_bytes(array) if is_bytes else array.tobytes())
             continue
         data = dtypes.to_bytes(array)
-        if len(data) > how.byte_size:
-            raise ServeError(
-                Status.INVALID,
-                f"shared memory size specified with the request for output {_short(name)} "
-                f"({how.byte_size} bytes) should be at least {len(data)} bytes to hold the results",
-            )
-        lease.write(how.region, how.offset, data)
+        lease.write_output(name, (how.region, how.offset, how.byte_size), data)
         raw.append(b"")
         output.parameters["shared_memory_region"].string_param = how.region
         output.parameters["shared_memory_byte_size"].int64_param = len(data)
