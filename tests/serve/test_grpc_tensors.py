@@ -126,6 +126,7 @@ def overflow_of_bytes(r):
 
 def overflow_with_zero(r):
     r.inputs[0].shape[:] = [0, 1 << 62, 1 << 62]
+    r.raw_input_contents[0] = b""
 
 
 def unknown_type(r):
