@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from redline.serve.grpc_front import GrpcFront, GrpcOptions
+from redline.serve.grpc_front import Authorize, GrpcFront, GrpcOptions
 from redline.serve.grpc_service import ServerSettings
 from redline.serve.grpc_tensors import TensorLimits
 from redline.serve.messages import ServeError, Status
@@ -32,7 +32,8 @@ class Grpc:
         control: RPCs and routes that change what is served are there.
         shared: regions that clients may register; off unless it says so.
         settings: what trace and log RPCs change.
-        interceptors: of the gRPC server, such as those that ask for keys.
+        authorize: asked about each gRPC call before its method is looked for.
+        interceptors: others of the gRPC server.
         credentials: TLS of the gRPC server.
         front: the gRPC front, once the server starts; its `port` is where it listens.
 
@@ -44,6 +45,7 @@ class Grpc:
     control: bool = False
     shared: SharedMemory = field(default_factory=SharedMemory)
     settings: ServerSettings | None = None
+    authorize: Authorize | None = None
     interceptors: Sequence[Any] = ()
     credentials: Any = None
     reuse_port: bool = False
@@ -69,6 +71,7 @@ class Grpc:
             options,
             shared=self.shared,
             settings=self.settings,
+            authorize=self.authorize,
             interceptors=self.interceptors,
         )
         return [self.front]
