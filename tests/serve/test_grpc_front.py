@@ -167,6 +167,38 @@ def test_a_stream_keeps_order_and_survives_errors(client):
     client.stop_stream()
 
 
+def test_a_stream_of_the_asyncio_client(server):
+    import tritonclient.grpc.aio as aioclient
+
+    async def go():
+        async def requests():
+            for number in range(5):
+                yield {
+                    "model_name": "echo", "inputs": [tensor("x", X * number)],
+                    "request_id": str(number),
+                }  # fmt: skip
+
+        found = []
+        async with aioclient.InferenceServerClient(server.url) as client:
+            async for result, error in client.stream_infer(requests()):
+                assert error is None
+                found.append((result.get_response().id, result.as_numpy("x").sum()))
+        return found
+
+    assert asyncio.run(go()) == [(str(number), X.sum() * number) for number in range(5)]
+
+
+def test_a_slow_stream_does_not_read_ahead_without_end(server, client):
+    seen = len(server.plane.seen)
+    client.start_stream(lambda result, error: None)
+    for _ in range(100):
+        client.async_stream_infer("slow", [tensor("x", X)])
+    wait_for(lambda: len(server.plane.seen) == seen + 32)
+    time.sleep(0.1)
+    assert len(server.plane.seen) == seen + 32  # GrpcOptions.stream_requests
+    client.stop_stream(cancel_requests=True)
+
+
 def test_a_cancelled_stream_frees_its_requests(server, client):
     before, seen = server.plane.cancelled, len(server.plane.seen)
     client.start_stream(lambda result, error: None)
