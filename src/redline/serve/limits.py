@@ -176,4 +176,3 @@ class LimitedProtocol(HttpToolsProtocol):
 def limited(limits: Limits) -> type[LimitedProtocol]:
     """The protocol with these limits, for uvicorn.Config(http=...)."""
     return type("LimitedProtocol", (LimitedProtocol,), {"limits": limits})
-

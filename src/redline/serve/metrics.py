@@ -212,7 +212,9 @@ class Metrics:
             Family(f"redline_{name}_seconds", "histogram", help)
             for name, help in zip(_SECONDS, _HELPS, strict=True)
         ]
-        batch = Family("redline_batch_rows", "histogram", "Rows of the batch that a request was in.")
+        batch = Family(
+            "redline_batch_rows", "histogram", "Rows of the batch that a request was in."
+        )
         for (name, version), model in self.models.items():
             labels = {"model": name, "version": version}
             for family, found in zip(

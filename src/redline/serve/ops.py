@@ -84,8 +84,8 @@ class Operations:
             if plane is None:
                 raise ServeError(Status.NOT_FOUND, "no such route")
             headers = scope["headers"]
-            check_browser(headers, loopback=self.loopback)
             if plane is not Plane.OPEN:
+                check_browser(headers, loopback=self.loopback)
                 server = scope.get("server")
                 port = (server[1] or 0) if server else 0
                 self.access.check(plane, keys_in(headers), port)

@@ -205,9 +205,7 @@ def _read(path: Path) -> list[bytes]:
             text = file.read(1 << 20)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise InputError(
-            f"the file of keys cannot be read: {reason}", where=str(path)
-        ) from None
+        raise InputError(f"the file of keys cannot be read: {reason}", where=str(path)) from None
     if mode & 0o004:
         _LOG.warning("every user of this machine can read a file of keys; chmod 600 mends it")
     return _checked(text, "a line", str(path))
@@ -357,14 +355,13 @@ def check_bind(host: str, *, allow_remote: bool, control: bool = False) -> None:
             control plane would be open to others without a key.
     """
     try:
-        found = {str(info[4][0]) for info in socket.getaddrinfo(host or None, None)}
+        # asyncio takes "" for every interface.
+        found = {str(info[4][0]) for info in socket.getaddrinfo(host or "0.0.0.0", None)}
     except (OSError, UnicodeError) as error:
         raise InputError(f"the host {host!r} has no address: {error}") from None
     remote = sorted(
         name for name in found if not ipaddress.ip_address(name.partition("%")[0]).is_loopback
     )
-    if not host:
-        remote = ["every address"]  # asyncio takes "" for all interfaces
     if remote and not allow_remote:
         raise InputError(
             f"the host {host!r} is reachable by other machines ({remote[0]})",

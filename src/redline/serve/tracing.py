@@ -231,9 +231,7 @@ class Tracer:
             span.set_attribute("redline.status", status)
         span.end(self._nanoseconds(times.answered or time.perf_counter()))
 
-    def server_span(
-        self, own: Context, parent: str, name: str, start: float, status: int
-    ) -> None:
+    def server_span(self, own: Context, parent: str, name: str, start: float, status: int) -> None:
         """The outermost span, of the whole HTTP request, under an id that was told already."""
         found = parse(parent) if parent else None
         span = _with_id(self.provider, own)(
