@@ -26,7 +26,7 @@ class Marks:
     started: float = 0.0
     finished: float = 0.0
     answered: float = 0.0
-    batch: int = 1
+    batch_size: int = 1
 
 
 class QuietPlane:
@@ -87,11 +87,11 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 
 @contextlib.contextmanager
-def serving(app: App, limits: Limits = Limits(), **options: Any) -> Iterator[int]:
+def serving(app: App, limits: Limits | None = None, **options: Any) -> Iterator[int]:
     """Serve in a thread on loopback; gives the port."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        app, http=limited(limits), ws="none", loop="asyncio", log_config=None, access_log=False,
+        app, http=limited(limits or Limits()), ws="none", loop="asyncio", log_config=None, access_log=False,
         timeout_graceful_shutdown=1, **options,
     )  # fmt: skip
     server = uvicorn.Server(config)

@@ -36,7 +36,7 @@ def value(text: str, name: str, **labels: str) -> float:
 
 
 def done(metrics: Metrics, model: str = "net", took: float = 0.003) -> None:
-    marks = Marks(1.0, 1.0, 1.0 + took / 3, 1.0 + took / 2, 1.0 + took, batch=4)
+    marks = Marks(1.0, 1.0, 1.0 + took / 3, 1.0 + took / 2, 1.0 + took, batch_size=4)
     metrics.after(Request(model, "", {}), Response(model, "1", {}), marks)
 
 

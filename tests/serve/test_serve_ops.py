@@ -12,8 +12,10 @@ from ops_samples import QuietPlane, echo, statistics  # type: ignore[import-not-
 from prometheus_client.parser import text_string_to_metric_families
 
 from redline.serve import tracing
+from redline.serve.keys import Keys
 from redline.serve.ops import Operations
-from redline.serve.security import Access, Keys, Plane
+from redline.serve.routes import Gate
+from redline.serve.security import Access
 
 USER, ADMIN = "user-key-0123456789", "admin-key-0123456789"
 SAMPLED = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -35,26 +37,26 @@ def ask(made: Operations, method: str, path: str, **more: Any) -> httpx.Response
 
 # A path for every row of the table of routes.
 EXAMPLES = {
-    "/": Plane.OPEN,
-    "/page/page.css": Plane.OPEN,
-    "/page/page.js": Plane.OPEN,
-    "/v2/health/live": Plane.OPEN,
-    "/v2/health/ready": Plane.OPEN,
-    "/page/state": Plane.DATA,
-    "/metrics": Plane.DATA,
-    "/v2": Plane.DATA,
-    "/v2/models/net": Plane.DATA,
-    "/v2/models/net/versions/1/ready": Plane.DATA,
-    "/v2/models/net/infer": Plane.DATA,
-    "/v2/models/stats": Plane.DATA,
-    "/v2/repository/index": Plane.DATA,
-    "/v2/repository/models/net/load": Plane.CONTROL,
-    "/v2/repository/models/net/unload": Plane.CONTROL,
-    "/v2/logging": Plane.CONTROL,
-    "/v2/trace/setting": Plane.CONTROL,
-    "/v2/models/net/trace/setting": Plane.CONTROL,
-    "/v2/systemsharedmemory/status": Plane.CONTROL,
-    "/v2/cudasharedmemory/region/a/register": Plane.CONTROL,
+    "/": Gate.OPEN,
+    "/page/page.css": Gate.OPEN,
+    "/page/page.js": Gate.OPEN,
+    "/v2/health/live": Gate.OPEN,
+    "/v2/health/ready": Gate.OPEN,
+    "/page/state": Gate.DATA,
+    "/metrics": Gate.DATA,
+    "/v2": Gate.DATA,
+    "/v2/models/net": Gate.DATA,
+    "/v2/models/net/versions/1/ready": Gate.DATA,
+    "/v2/models/net/infer": Gate.DATA,
+    "/v2/models/stats": Gate.DATA,
+    "/v2/repository/index": Gate.DATA,
+    "/v2/repository/models/net/load": Gate.CONTROL,
+    "/v2/repository/models/net/unload": Gate.CONTROL,
+    "/v2/logging": Gate.CONTROL,
+    "/v2/trace/setting": Gate.CONTROL,
+    "/v2/models/net/trace/setting": Gate.CONTROL,
+    "/v2/systemsharedmemory/status": Gate.CONTROL,
+    "/v2/cudasharedmemory/region/a/register": Gate.CONTROL,
 }
 METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH")
 
@@ -67,7 +69,7 @@ def test_no_method_of_any_route_passes_without_its_key(method: str, path: str) -
     none = ask(made, method, path).status_code
     user = ask(made, method, path, headers={"X-API-Key": USER}).status_code
     admin = ask(made, method, path, headers={"Authorization": f"Bearer {ADMIN}"}).status_code
-    expected = {Plane.OPEN: (False, False), Plane.DATA: (True, False), Plane.CONTROL: (True, True)}
+    expected = {Gate.OPEN: (False, False), Gate.DATA: (True, False), Gate.CONTROL: (True, True)}
     assert (none == 401, user in (401, 403)) == expected[plane]
     assert admin not in (401, 403)
 
@@ -75,7 +77,7 @@ def test_no_method_of_any_route_passes_without_its_key(method: str, path: str) -
 @pytest.mark.parametrize("path", EXAMPLES)
 def test_control_is_off_by_default(path: str) -> None:
     status = ask(app(), "POST", path).status_code
-    assert (status == 403) == (EXAMPLES[path] is Plane.CONTROL)
+    assert (status == 403) == (EXAMPLES[path] is Gate.CONTROL)
 
 
 @pytest.mark.parametrize(

@@ -11,25 +11,18 @@ from pathlib import Path
 import pytest
 
 from redline.errors import InputError
-from redline.serve import security
+from redline.serve import keys as keys_module
+from redline.serve import transport
+from redline.serve.keys import Keys
 from redline.serve.messages import ServeError, Status
-from redline.serve.security import (
-    ROUTES,
-    Access,
-    Keys,
-    Plane,
-    check_bind,
-    check_browser,
-    classify,
-    classify_rpc,
-    keys_in,
-    scrub,
-)
+from redline.serve.routes import ROUTES, Gate, classify, classify_rpc
+from redline.serve.security import Access, check_browser, keys_in, scrub
+from redline.serve.transport import check_bind
 
 USER, ADMIN = "user-key-0123456789", "admin-key-0123456789"
 
 
-def refusal(access: Access, plane: Plane, *keys: str, port: int = 0) -> Status | None:
+def refusal(access: Access, plane: Gate, *keys: str, port: int = 0) -> Status | None:
     try:
         access.check(plane, [key.encode() for key in keys], port)
     except ServeError as error:
@@ -39,24 +32,24 @@ def refusal(access: Access, plane: Plane, *keys: str, port: int = 0) -> Status |
 
 def test_without_keys_data_is_open_and_control_is_off() -> None:
     access = Access()
-    assert refusal(access, Plane.OPEN) is None
-    assert refusal(access, Plane.DATA) is None
-    assert refusal(access, Plane.CONTROL) is Status.FORBIDDEN
-    assert refusal(access, Plane.CONTROL, ADMIN) is Status.FORBIDDEN
+    assert refusal(access, Gate.OPEN) is None
+    assert refusal(access, Gate.DATA) is None
+    assert refusal(access, Gate.CONTROL) is Status.FORBIDDEN
+    assert refusal(access, Gate.CONTROL, ADMIN) is Status.FORBIDDEN
 
 
 def test_each_key_opens_its_plane() -> None:
     access = Access(Keys.of([USER]), Keys.of([ADMIN]))
     table = {
-        (Plane.OPEN, ""): None,
-        (Plane.DATA, ""): Status.UNAUTHENTICATED,
-        (Plane.DATA, USER): None,
-        (Plane.DATA, ADMIN): None,
-        (Plane.DATA, USER[:-1]): Status.UNAUTHENTICATED,
-        (Plane.DATA, USER + "0"): Status.UNAUTHENTICATED,
-        (Plane.CONTROL, ""): Status.UNAUTHENTICATED,
-        (Plane.CONTROL, USER): Status.FORBIDDEN,
-        (Plane.CONTROL, ADMIN): None,
+        (Gate.OPEN, ""): None,
+        (Gate.DATA, ""): Status.UNAUTHENTICATED,
+        (Gate.DATA, USER): None,
+        (Gate.DATA, ADMIN): None,
+        (Gate.DATA, USER[:-1]): Status.UNAUTHENTICATED,
+        (Gate.DATA, USER + "0"): Status.UNAUTHENTICATED,
+        (Gate.CONTROL, ""): Status.UNAUTHENTICATED,
+        (Gate.CONTROL, USER): Status.FORBIDDEN,
+        (Gate.CONTROL, ADMIN): None,
     }
     for (plane, key), expected in table.items():
         assert refusal(access, plane, *([key] if key else [])) is expected, (plane, key)
@@ -64,17 +57,17 @@ def test_each_key_opens_its_plane() -> None:
 
 def test_the_control_plane_can_be_on_one_port_alone() -> None:
     access = Access(admin=Keys.of([ADMIN]), admin_port=9000)
-    assert refusal(access, Plane.CONTROL, ADMIN, port=8000) is Status.NOT_FOUND
-    assert refusal(access, Plane.CONTROL, ADMIN, port=9000) is None
-    assert refusal(access, Plane.DATA, port=8000) is None
+    assert refusal(access, Gate.CONTROL, ADMIN, port=8000) is Status.NOT_FOUND
+    assert refusal(access, Gate.CONTROL, ADMIN, port=9000) is None
+    assert refusal(access, Gate.DATA, port=8000) is None
 
 
 def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every known key is compared, by compare_digest, whether or not an earlier one fits."""
     compared = []
-    real = security.hmac.compare_digest
+    real = keys_module.hmac.compare_digest
     monkeypatch.setattr(
-        security.hmac, "compare_digest", lambda a, b: compared.append(len(a)) or real(a, b)
+        keys_module.hmac, "compare_digest", lambda a, b: compared.append(len(a)) or real(a, b)
     )
     keys = Keys.of([USER, ADMIN, "third-key-0123456789"])
     assert keys.hold(USER.encode())
@@ -89,7 +82,7 @@ def test_no_key_stays_in_memory_as_it_is() -> None:
 
 
 def test_a_file_of_keys_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(security, "_REREAD", -1.0)
+    monkeypatch.setattr(keys_module, "_REREAD", -1.0)
     file = tmp_path / "keys"
     file.write_text(f"# one a line\n\n{USER}\n")
     file.chmod(0o600)
@@ -145,14 +138,14 @@ def test_keys_come_by_either_header() -> None:
 @pytest.mark.parametrize(
     ("path", "plane"),
     [
-        ("/", Plane.OPEN),
-        ("/page/page.css", Plane.OPEN),
-        ("/page/state", Plane.DATA),
-        ("/metrics", Plane.DATA),
-        ("/v2/models/net/versions/1/infer", Plane.DATA),
-        ("/v2/repository/models/net/load", Plane.CONTROL),
-        ("/v2/models/net/trace/setting", Plane.CONTROL),
-        ("/v2/systemsharedmemory/region/x/register", Plane.CONTROL),
+        ("/", Gate.OPEN),
+        ("/page/page.css", Gate.OPEN),
+        ("/page/state", Gate.DATA),
+        ("/metrics", Gate.DATA),
+        ("/v2/models/net/versions/1/infer", Gate.DATA),
+        ("/v2/repository/models/net/load", Gate.CONTROL),
+        ("/v2/models/net/trace/setting", Gate.CONTROL),
+        ("/v2/systemsharedmemory/region/x/register", Gate.CONTROL),
         ("/v2//logging", None),
         ("/V2/logging", None),
         ("/v2/logging/", None),
@@ -163,22 +156,22 @@ def test_keys_come_by_either_header() -> None:
         ("/page/../state", None),
     ],
 )
-def test_paths_are_known_exactly_or_not_at_all(path: str, plane: Plane | None) -> None:
+def test_paths_are_known_exactly_or_not_at_all(path: str, plane: Gate | None) -> None:
     assert classify(path) is plane
 
 
 def test_rpcs_are_known_exactly_or_not_at_all() -> None:
     service = "/inference.GRPCInferenceService/"
-    assert classify_rpc(service + "ModelInfer") is Plane.DATA
-    assert classify_rpc(service + "RepositoryModelLoad") is Plane.CONTROL
-    assert classify_rpc(service + "ServerLive") is Plane.OPEN
-    assert classify_rpc("/grpc.health.v1.Health/Check") is Plane.OPEN
+    assert classify_rpc(service + "ModelInfer") is Gate.DATA
+    assert classify_rpc(service + "RepositoryModelLoad") is Gate.CONTROL
+    assert classify_rpc(service + "ServerLive") is Gate.OPEN
+    assert classify_rpc("/grpc.health.v1.Health/Check") is Gate.OPEN
     assert classify_rpc(service + "modelinfer") is None
     assert classify_rpc("/other.Service/ModelInfer") is None
 
 
 def test_every_row_of_routes_fits_something() -> None:
-    assert {row.plane for row in ROUTES} == set(Plane)
+    assert {row.plane for row in ROUTES} == set(Gate)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.9.9.9"])
@@ -242,14 +235,14 @@ def test_tls_refuses_what_does_not_fit(tmp_path: Path) -> None:
     junk = tmp_path / "junk.pem"
     junk.write_text("no certificate")
     with pytest.raises(InputError, match="certificate or key cannot be used"):
-        security.tls_context(junk, junk)
+        transport.tls_context(junk, junk)
     with pytest.raises(InputError, match="cannot be used"):
-        security.tls_context(tmp_path / "none", junk)
+        transport.tls_context(tmp_path / "none", junk)
 
 
 def test_tls_is_modern(certificates: dict[str, Path]) -> None:
-    context = security.tls_context(certificates["cert"], certificates["key"])
+    context = transport.tls_context(certificates["cert"], certificates["key"])
     assert context.minimum_version is ssl.TLSVersion.TLSv1_2
     assert context.verify_mode is ssl.CERT_NONE
-    mutual = security.tls_context(certificates["cert"], certificates["key"], certificates["ca"])
+    mutual = transport.tls_context(certificates["cert"], certificates["key"], certificates["ca"])
     assert mutual.verify_mode is ssl.CERT_REQUIRED

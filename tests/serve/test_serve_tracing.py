@@ -16,7 +16,7 @@ from redline.serve import tracing
 from redline.serve.messages import Request, Response, ServeError, Status
 
 pytest.importorskip("opentelemetry.sdk")
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter  # noqa: E402
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED, NOT = f"00-{TRACE}-{SPAN}-01", f"00-{TRACE}-{SPAN}-00"
@@ -32,7 +32,7 @@ def tracer(**settings: Any) -> tuple[tracing.Tracer, InMemorySpanExporter]:
 
 def marks() -> Marks:
     now = time.perf_counter()
-    return Marks(now, now + 0.001, now + 0.003, now + 0.006, now + 0.007, batch=4)
+    return Marks(now, now + 0.001, now + 0.003, now + 0.006, now + 0.007, batch_size=4)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import psutil
 
@@ -19,12 +19,16 @@ from redline.serve.cache import ResponseCache
 from redline.serve.exposition import Family
 from redline.serve.messages import Request, Response, ServeError, Status
 
+if TYPE_CHECKING:
+    from redline.serve.plane import Times
+
 # Seconds; factors of about 2 from 50 µs to 10 s, so that a percentile is known to within that.
 BOUNDS = (
     0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
     2.5, 5.0, 10.0,
 )  # fmt: skip
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_Kind = Literal["counter", "gauge", "histogram"]
 _SECONDS = ("request", "queue", "compute")
 
 # Why a request failed, by Triton's four words.
@@ -35,17 +39,6 @@ _REASONS = {
     Status.INTERNAL: "BACKEND",
 }
 REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
-
-
-class Times(Protocol):
-    """perf_counter marks of one request; 0.0 for what it never reached."""
-
-    arrived: float
-    queued: float
-    started: float
-    finished: float
-    answered: float
-    batch: int
 
 
 class Counted(Protocol):
@@ -131,7 +124,7 @@ class Metrics:
         if times.started:  # a kept answer was never computed
             model.queue.add(times.started - times.queued)
             model.compute.add(times.finished - times.started)
-            model.batch.add(times.batch)
+            model.batch.add(times.batch_size)
 
     def _failed(self, request: Request, status: Status) -> None:
         # A name that no model has must not become a label: clients could fill memory with them.
@@ -185,9 +178,8 @@ class Metrics:
         return int(self._process.memory_info().rss)
 
     def _triton(self, rows: list[Mapping[str, Any]]) -> list[Family]:
-        counter = "counter"
         families = {
-            name: Family(f"nv_inference_{name}", counter, help) for name, help, *_ in _COUNTERS
+            name: Family(f"nv_inference_{name}", "counter", help) for name, help, *_ in _COUNTERS
         }
         pending = Family(
             "nv_inference_pending_request_count", "gauge", "Requests that wait for an engine."
@@ -255,7 +247,7 @@ class Metrics:
             cpu = self._process.cpu_times()
             files = self._process.num_fds()
             threads = self._process.num_threads()
-        values: tuple[tuple[str, Any, str, float], ...] = (
+        values: tuple[tuple[str, _Kind, str, float], ...] = (
             ("redline_ready", "gauge", "1 while requests are taken.", self._ready()),
             ("process_resident_memory_bytes", "gauge", "Resident memory.", memory),
             ("process_cpu_seconds_total", "counter", "CPU time.", cpu.user + cpu.system),

@@ -17,7 +17,8 @@ from redline.serve import exposition, logs, tracing
 from redline.serve.messages import ServeError, Status
 from redline.serve.metrics import Metrics
 from redline.serve.page import FILES, HEADERS, state
-from redline.serve.security import Access, Plane, check_browser, classify, keys_in
+from redline.serve.routes import Gate, classify
+from redline.serve.security import Access, check_browser, keys_in
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -80,15 +81,15 @@ class Operations:
             return
         path: str = scope["path"]
         try:
-            plane = _classify(path)
-            if plane is None:
+            gate = _classify(path)
+            if gate is None:
                 raise ServeError(Status.NOT_FOUND, "no such route")
             headers = scope["headers"]
-            if plane is not Plane.OPEN:
+            if gate is not Gate.OPEN:
                 check_browser(headers, loopback=self.loopback)
                 server = scope.get("server")
                 port = (server[1] or 0) if server else 0
-                self.access.check(plane, keys_in(headers), port)
+                self.access.check(gate, keys_in(headers), port)
             if await self._own(path, scope, receive, send):
                 return
         except ServeError as error:

@@ -13,8 +13,10 @@ from redline.serve.metrics import Metrics
 HEADERS = (
     (
         b"content-security-policy",
-        b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        (
+            b"default-src 'none'; img-src data:; script-src 'self'; style-src 'self'; "
+            b"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        ),
     ),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -48,7 +50,7 @@ class Shown(Protocol):
 
 
 def state(plane: Shown, metrics: Metrics) -> dict[str, Any]:
-    """What the page asks for every second; counts are since the start, the page takes differences."""
+    """What the page asks for every second; it takes differences of the counts."""
     counted = metrics.state()
     server = plane.server_metadata()
     return {

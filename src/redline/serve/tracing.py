@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from redline.errors import MissingError
 from redline.serve.messages import Request, Response, ServeError, Status
-from redline.serve.metrics import Times
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SpanExporter
+
+    from redline.serve.plane import Times
 
 _PARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 _ZERO = ("0" * 32, "0" * 16)
@@ -210,7 +211,7 @@ class Tracer:
         attributes: dict[str, Any] = {
             "redline.model": request.model,
             "redline.version": request.version if failed else outcome.version,  # type: ignore[union-attr]
-            "redline.batch": int(times.batch),
+            "redline.batch": int(times.batch_size),
         }
         if request.id:
             attributes["redline.request_id"] = request.id[:256]
@@ -305,10 +306,10 @@ def provider(exporter: SpanExporter, *, simple: bool = False) -> TracerProvider:
     Raises:
         MissingError: opentelemetry is not installed.
     """
-    sdk, export = _sdk()
-    resource = sdk.resources.Resource.create({"service.name": "redline"})
-    made: TracerProvider = sdk.trace.TracerProvider(
-        resource=resource, sampler=sdk.trace.sampling.ALWAYS_ON, id_generator=_Ids(),
+    resources, trace, export = _sdk()
+    resource = resources.Resource.create({"service.name": "redline"})
+    made: TracerProvider = trace.TracerProvider(
+        resource=resource, sampler=trace.sampling.ALWAYS_ON, id_generator=_Ids(),
         shutdown_on_exit=False,
     )  # fmt: skip
     kind = export.SimpleSpanProcessor if simple else export.BatchSpanProcessor
@@ -330,15 +331,14 @@ def exporting(endpoint: str, settings: Settings) -> Tracer:
     return Tracer(provider(OTLPSpanExporter(endpoint=endpoint, timeout=5)), settings)
 
 
-def _sdk() -> tuple[Any, Any]:
+def _sdk() -> tuple[Any, Any, Any]:
+    """(resources, trace, export) of the SDK."""
     try:
-        import opentelemetry.sdk as sdk
-        import opentelemetry.sdk.resources
-        import opentelemetry.sdk.trace.sampling
+        from opentelemetry.sdk import resources, trace
         from opentelemetry.sdk.trace import export
     except ImportError:
         raise _missing() from None
-    return sdk, export
+    return resources, trace, export
 
 
 def _missing() -> MissingError:
