@@ -91,7 +91,8 @@ def serving(app: App, limits: Limits | None = None, **options: Any) -> Iterator[
     """Serve in a thread on loopback; gives the port."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        app, http=limited(limits or Limits()), ws="none", loop="asyncio", log_config=None, access_log=False,
+        app, http=limited(limits or Limits()), ws="none", loop="asyncio", log_config=None,
+        access_log=False,
         timeout_graceful_shutdown=1, **options,
     )  # fmt: skip
     server = uvicorn.Server(config)

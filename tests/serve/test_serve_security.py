@@ -171,7 +171,7 @@ def test_rpcs_are_known_exactly_or_not_at_all() -> None:
 
 
 def test_every_row_of_routes_fits_something() -> None:
-    assert {row.plane for row in ROUTES} == set(Gate)
+    assert {row.gate for row in ROUTES} == set(Gate)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.9.9.9"])

@@ -11,6 +11,30 @@ from typing import Any
 from redline.errors import InputError
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address or the addresses of a name.
+
+    Raises:
+        InputError: the name has no address.
+
+    Example:
+        >>> is_loopback("localhost"), is_loopback("0.0.0.0")
+        (True, False)
+    """
+    return not _remote(host)
+
+
+def _remote(host: str) -> list[str]:
+    try:
+        # asyncio takes "" for every interface.
+        found = {str(info[4][0]) for info in socket.getaddrinfo(host or "0.0.0.0", None)}
+    except (OSError, UnicodeError) as error:
+        raise InputError(f"the host {host!r} has no address: {error}") from None
+    return sorted(
+        name for name in found if not ipaddress.ip_address(name.partition("%")[0]).is_loopback
+    )
+
+
 def check_bind(host: str, *, allow_remote: bool, control: bool = False) -> None:
     """Refuse an address that others can reach, unless the operator said so.
 
@@ -18,14 +42,7 @@ def check_bind(host: str, *, allow_remote: bool, control: bool = False) -> None:
         InputError: `host` is not loopback and `allow_remote` is False, it has no address, or the
             control plane would be open to others without a key.
     """
-    try:
-        # asyncio takes "" for every interface.
-        found = {str(info[4][0]) for info in socket.getaddrinfo(host or "0.0.0.0", None)}
-    except (OSError, UnicodeError) as error:
-        raise InputError(f"the host {host!r} has no address: {error}") from None
-    remote = sorted(
-        name for name in found if not ipaddress.ip_address(name.partition("%")[0]).is_loopback
-    )
+    remote = _remote(host)
     if remote and not allow_remote:
         raise InputError(
             f"the host {host!r} is reachable by other machines ({remote[0]})",
