@@ -110,9 +110,8 @@ class Channel:
         while message := await _receive(reader):
             if message.kind == "text":
                 await _send(self._writer, _Message("answer", message.id, self._text()))
-            elif waiting := self._waiting.get(message.id):
-                if not waiting.done():
-                    waiting.set_result(message.text)
+            elif (waiting := self._waiting.get(message.id)) and not waiting.done():
+                waiting.set_result(message.text)
         self._orphaned()
 
 
@@ -270,8 +269,9 @@ class Supervisor:
                 task = asyncio.create_task(self._scrape(worker, message.id))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-            elif waiting := self._answers.get((worker.number, message.id)):
-                if not waiting.done():
+            else:
+                waiting = self._answers.get((worker.number, message.id))
+                if waiting is not None and not waiting.done():
                     waiting.set_result(message.text)
 
     async def _scrape(self, asker: _Worker, number: int) -> None:
