@@ -97,21 +97,33 @@ def test_a_worker_that_crashes_is_started_again() -> None:
     supervised(body)
 
 
+async def slow(url: str, accepted: asyncio.Semaphore) -> str:
+    async with httpx.AsyncClient(timeout=60) as client:
+        async with client.stream("GET", url + "/v2/models/slow/infer") as told:
+            accepted.release()  # its headers are there
+            return (await told.aread()).decode()
+
+
+async def all_accepted(url: str, count: int) -> list[asyncio.Task[str]]:
+    accepted = asyncio.Semaphore(0)
+    asked = [asyncio.create_task(slow(url, accepted)) for _ in range(count)]
+    for _ in asked:
+        await accepted.acquire()
+    return asked
+
+
 def test_sigterm_answers_what_was_accepted() -> None:
     async def body(supervisor: Supervisor, url: str) -> None:
-        asked = [asyncio.create_task(get(url, "/v2/models/slow/infer")) for _ in range(16)]
-        await asyncio.sleep(0.5)
+        asked = await all_accepted(url, 16)
         os.kill(os.getpid(), signal.SIGTERM)
-        told = await asyncio.gather(*asked)
-        assert [one.status_code for one in told] == [200] * 16
+        assert await asyncio.gather(*asked) == ["done"] * 16
 
     supervised(body)
 
 
 def test_a_second_signal_does_not_wait() -> None:
     async def body(supervisor: Supervisor, url: str) -> None:
-        asked = [asyncio.create_task(get(url, "/v2/models/slow/infer")) for _ in range(4)]
-        await asyncio.sleep(0.3)
+        asked = await all_accepted(url, 4)
         supervisor.stop()
         supervisor.stop()
         told = await asyncio.gather(*asked, return_exceptions=True)

@@ -32,8 +32,11 @@ class Inner:
             return
         if "/crash/" in scope["path"]:
             os.kill(os.getpid(), signal.SIGKILL)
-        if "/slow/" in scope["path"]:
+        if "/slow/" in scope["path"]:  # the headers say that it was accepted
+            await send({"type": "http.response.start", "status": 200, "headers": []})
             await asyncio.sleep(1.0)
+            await send({"type": "http.response.body", "body": b"done"})
+            return
         self.plane.rows[0]["inference_stats"]["success"]["count"] += 1
         await answer(send, 200, b'{"pid":%d}' % os.getpid())
 
