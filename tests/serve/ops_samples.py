@@ -45,11 +45,14 @@ class QuietPlane:
     def server_metadata(self) -> dict[str, Any]:
         return {"name": "redline", "version": "0", "extensions": []}
 
-    def index(self, ready_only: bool = False) -> list[dict[str, Any]]:
+    def index(self, ready_only: bool = False) -> list[dict[str, str]]:
         return [
             {"name": row["name"], "version": row["version"], "state": "READY", "reason": ""}
             for row in self.rows
         ]
+
+    def waiting(self) -> dict[tuple[str, str], int]:
+        return {(row["name"], row["version"]): 3 for row in self.rows}
 
     def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
         return {"model_stats": self.rows}
@@ -61,7 +64,7 @@ def statistics(name: str, version: str = "1", success: int = 0) -> dict[str, Any
     stats = {phase: {"count": success, "ns": success * 5_000_000} for phase in phases}
     return {
         "name": name, "version": version, "inference_count": 2 * success,
-        "execution_count": success, "inference_stats": stats, "pending": 3,
+        "execution_count": success, "inference_stats": stats,
     }  # fmt: skip
 
 

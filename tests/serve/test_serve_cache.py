@@ -1,15 +1,16 @@
-"""The response cache: equal questions only, bounded, emptied by a load."""
+"""The response cache: equal questions only, bounded, emptied by a reload."""
 
 from __future__ import annotations
 
-import asyncio
+import gc
+from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from redline.serve.cache import ResponseCache
-from redline.serve.messages import Request, Response, ServeError, Status
+from redline.serve.messages import Request, Response
 
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -41,9 +42,25 @@ DIFFERENT = [
 ]
 
 
+@dataclass(eq=False)
+class Loaded:
+    """One load of a version."""
+
+    name: str = "net"
+    version: str = "1"
+
+
+def key_of(request: Request, owner: Loaded | None = None) -> object:
+    found = owner or Loaded(request.model, request.version)
+    return ResponseCache(1 << 20).key(found, request)
+
+
+def answer(x: np.ndarray, model: str = "net") -> Response:
+    return Response(model, "1", {"y": x})
+
+
 def test_no_two_questions_share_a_key() -> None:
-    cache = ResponseCache(1 << 20)
-    keys = [cache.key(request) for request in DIFFERENT]
+    keys = [key_of(request) for request in DIFFERENT]
     assert len(set(keys)) == len(keys)
 
 
@@ -55,92 +72,89 @@ def test_no_two_questions_share_a_key() -> None:
     ],
 )  # fmt: skip
 def test_what_changes_no_answer_changes_no_key(same: Request) -> None:
-    cache = ResponseCache(1 << 20)
-    assert cache.key(same) == cache.key(ask())
+    assert key_of(same) == key_of(ask())
+
+
+def test_no_version_and_the_version_that_answers_are_the_same_question() -> None:
+    loaded = Loaded()
+    assert key_of(ask(version=""), loaded) == key_of(ask(version="1"), loaded)
 
 
 def test_a_sequence_is_never_kept() -> None:
-    assert ResponseCache(1).key(ask(parameters={"sequence_id": 5})) is None
+    cache, loaded = ResponseCache(1 << 20), Loaded()
+    request = ask(parameters={"sequence_id": 5})
+    assert cache.find(loaded, request) == (None, None)
+    cache.put(loaded, None, answer(X))
+    assert len(cache) == 0
 
 
 def test_bytes_are_bounded_and_the_least_recently_used_goes() -> None:
-    cache = ResponseCache(10_000)
-    for name in range(100):
-        request = ask(f"net{name % 3}", x=X + name)
-        key = cache.key(request)
-        cache.put(key, request.model, 0, Response(request.model, "1", {"y": np.zeros(256, "f4")}))
+    cache, loaded = ResponseCache(10_000), Loaded()
+    first, _ = cache.find(loaded, ask())
+    cache.put(loaded, first, answer(np.zeros(256, "f4")))
+    for number in range(1, 100):
+        assert cache.find(loaded, ask())[1] is not None  # used all the time, so it stays
+        key, kept = cache.find(loaded, ask(x=X + number))
+        assert kept is None
+        cache.put(loaded, key, answer(np.zeros(256, "f4")))
         assert cache.bytes <= 10_000
-        assert cache.get(cache.key(ask("net0"))) is not None or name == 0 or name > 0
-    assert 1 < len(cache) <= 7
+    assert len(cache) == 6
     assert cache.evictions == 100 - len(cache)
-    first = cache.key(ask("net0", x=X + 99))
-    assert cache.get(first) is not None
-    for name in range(len(cache) - 1):  # it was used last, so it stays
-        cache.put(
-            ("other", bytes([name])), "other", 0, Response("o", "1", {"y": np.zeros(256, "f4")})
-        )
-    assert cache.get(first) is not None
-    cache.put(("big", b""), "big", 0, Response("big", "1", {"y": np.zeros(10_000)}))
-    assert cache.get(("big", b"")) is None
+    assert cache.find(loaded, ask(x=X + 50))[1] is None
+    big, _ = cache.find(loaded, ask(x=X + 1000))
+    cache.put(loaded, big, answer(np.zeros(10_000)))
+    assert cache.find(loaded, ask(x=X + 1000))[1] is None
+    assert cache.find(loaded, ask())[1] is not None
 
 
 def test_a_kept_answer_is_a_copy_that_nobody_can_change() -> None:
-    cache = ResponseCache(1 << 20)
+    cache, loaded = ResponseCache(1 << 20), Loaded()
     slab = np.zeros((8, 3), np.float32)
-    key = cache.key(ask())
-    cache.put(key, "net", 0, Response("net", "1", {"y": slab[2:4]}))
+    key, _ = cache.find(loaded, ask())
+    cache.put(loaded, key, answer(slab[2:4]))
     slab[:] = 7
-    kept = cache.get(key)
+    _, kept = cache.find(loaded, ask(id="9"))
     assert kept is not None
+    assert kept.id == "9"
     assert not kept.outputs["y"].any()
     assert kept.outputs["y"].base is None
     with pytest.raises(ValueError, match="read-only"):
         kept.outputs["y"][:] = 1
+    del kept.outputs["y"]
+    assert cache.find(loaded, ask())[1].outputs  # type: ignore[union-attr]
 
 
-def test_a_load_empties_it_also_for_answers_on_their_way() -> None:
-    cache = ResponseCache(1 << 20)
-
-    async def run() -> None:
-        calls: list[str] = []
-        go = asyncio.Event()
-
-        async def infer(request: Request) -> Response:
-            calls.append(request.id)
-            if request.id == "slow":
-                await go.wait()
-            return Response(request.model, str(len(calls)), {"y": X})
-
-        first, kept = await cache.infer(ask(id="a"), infer)
-        assert (first.version, kept) == ("1", False)
-        again, kept = await cache.infer(ask(id="b"), infer)
-        assert (again.version, again.id, kept) == ("1", "b", True)
-        cache.forget("net")
-        assert len(cache) == 0
-        assert cache.bytes == 0
-        slow = asyncio.create_task(cache.infer(ask(id="slow"), infer))
-        await asyncio.sleep(0)
-        cache.forget("net")  # a new version came while the old one computed
-        go.set()
-        await slow
-        _, kept = await cache.infer(ask(id="c"), infer)
-        assert not kept
-        assert calls == ["a", "slow", "c"]
-
-    asyncio.run(run())
+def test_a_reload_empties_it_also_for_answers_on_their_way() -> None:
+    cache, old = ResponseCache(1 << 20), Loaded()
+    other = Loaded("other")
+    for loaded, request in ((old, ask()), (other, ask("other"))):
+        cache.put(loaded, cache.find(loaded, request)[0], answer(X))
+    late, _ = cache.find(old, ask(x=X + 1))  # the old one still computes this
+    new = Loaded()
+    key, kept = cache.find(new, ask())
+    assert kept is None
+    cache.put(old, late, answer(X))
+    assert cache.find(new, ask(x=X + 1))[1] is None
+    cache.put(new, key, answer(X + 1))
+    assert cache.find(new, ask())[1].outputs["y"][0, 0] == 1  # type: ignore[union-attr]
+    assert cache.find(other, ask("other"))[1] is not None
 
 
-def test_failures_are_not_kept_and_make_no_rows() -> None:
-    cache = ResponseCache(1 << 20)
+def test_an_unload_gives_the_memory_back() -> None:
+    cache, loaded = ResponseCache(1 << 20), Loaded()
+    cache.put(loaded, cache.find(loaded, ask())[0], answer(X))
+    assert cache.bytes
+    del loaded
+    gc.collect()
+    assert (cache.bytes, len(cache)) == (0, 0)
 
-    async def infer(request: Request) -> Response:
-        raise ServeError(Status.NOT_FOUND, "no such model")
 
-    async def run() -> None:
-        for name in range(50):
-            with pytest.raises(ServeError):
-                await cache.infer(ask(f"made-up-{name}"), infer)
-
-    asyncio.run(run())
-    assert len(cache) == 0
-    assert not cache.counts
+def test_hits_and_misses_are_counted() -> None:
+    cache, loaded = ResponseCache(1 << 20), Loaded()
+    for _ in range(3):
+        key, kept = cache.find(loaded, ask())
+        if kept is None:
+            cache.put(loaded, key, answer(X))
+    counts = cache.counts["net"]
+    assert (counts.hits, counts.misses) == (2, 1)
+    assert counts.hit_seconds > 0

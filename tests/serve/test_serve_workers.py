@@ -98,10 +98,10 @@ def test_a_worker_that_crashes_is_started_again() -> None:
 
 
 async def slow(url: str, accepted: asyncio.Semaphore) -> str:
-    async with httpx.AsyncClient(timeout=60) as client:
-        async with client.stream("GET", url + "/v2/models/slow/infer") as told:
-            accepted.release()  # its headers are there
-            return (await told.aread()).decode()
+    path = url + "/v2/models/slow/infer"
+    async with httpx.AsyncClient(timeout=60) as client, client.stream("GET", path) as told:
+        accepted.release()  # its headers are there
+        return (await told.aread()).decode()
 
 
 async def all_accepted(url: str, count: int) -> list[asyncio.Task[str]]:

@@ -46,6 +46,7 @@ class Counted(Protocol):
 
     def statistics(self, name: str = "", version: str = "") -> dict[str, Any]: ...
     def ready(self) -> bool: ...
+    def waiting(self) -> dict[tuple[str, str], int]: ...
 
 
 class Histogram:
@@ -157,6 +158,7 @@ class Metrics:
     def state(self) -> dict[str, Any]:
         """Per version what the page draws: requests, rows, failures and percentiles in seconds."""
         rows = self.plane.statistics().get("model_stats", []) if self.plane else []
+        waiting = self.plane.waiting() if self.plane else {}
         found = {}
         for row in rows:
             key = (row["name"], row["version"])
@@ -168,7 +170,7 @@ class Metrics:
                 "failure": _stat(row, "fail", "count"),
                 "rows": int(row.get("inference_count", 0)),
                 "runs": int(row.get("execution_count", 0)),
-                "pending": int(row.get("pending", 0)),
+                "pending": waiting.get(key, 0),
                 "latency": model.request.counts,
             }
         return {"models": found, "bounds": BOUNDS}
@@ -187,13 +189,14 @@ class Metrics:
         failures = Family(
             "nv_inference_request_failure", "counter", "Requests that failed, by reason."
         )
+        waiting = self.plane.waiting() if self.plane else {}
         for row in rows:
             labels = {"model": row["name"], "version": row["version"]}
             for name, _, phase, what in _COUNTERS:
                 value = row.get(what, 0) if not phase else _stat(row, phase, what)
                 value = int(value) // 1000 if what == "ns" else int(value)
                 families[name].add(value, **labels)
-            pending.add(int(row.get("pending", 0)), **labels)
+            pending.add(waiting.get((row["name"], row["version"]), 0), **labels)
             model = self.models.get((row["name"], row["version"])) or _Model()
             for reason, count in model.failures.items():
                 failures.add(count, model=row["name"], version=row["version"], reason=reason)

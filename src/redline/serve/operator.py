@@ -70,7 +70,7 @@ class Operator:
     """Made once for a server; `host` must have been allowed to be bound.
 
     Attributes:
-        cache: the response cache, or None.
+        cache: the response cache, or None; `plane.cache`.
         hooks: for the data plane, to be called after each request.
 
     Example:

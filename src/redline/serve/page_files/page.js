@@ -2,7 +2,7 @@
 (() => {
   const NS = "http://www.w3.org/2000/svg", KEPT = 120, WINDOW = 10, SHOWN = 4096;
   const find = (id) => document.getElementById(id);
-  const state = { history: [], chosen: "", metadata: null, key: "", busy: false };
+  const state = { history: [], chosen: "", metadata: null, key: "", busy: false, turn: 0 };
 
   const element = (tag, text = "", kind = "") => {
     const node = document.createElement(tag);
@@ -176,7 +176,7 @@
   };
 
   const choose = async () => {
-    const path = (state.chosen = find("model").value);
+    const path = (state.chosen = find("model").value), turn = ++state.turn;
     find("run").disabled = true;
     find("inputs").replaceChildren();
     if (!path) return;
@@ -184,7 +184,7 @@
       const response = await fetch(path, { headers: headers() });
       const told = await response.json();
       if (!response.ok) throw new Error(told.error);
-      if (path !== state.chosen) return;
+      if (turn !== state.turn) return; // another was chosen meanwhile
       state.metadata = told;
       find("inputs").replaceChildren(...told.inputs.map(field));
       find("run").disabled = false;
