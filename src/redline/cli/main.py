@@ -17,6 +17,7 @@ from redline.cli.graph_view import graph_view
 from redline.cli.layout import layout
 from redline.cli.optimize import optimize
 from redline.cli.run import run
+from redline.cli.serve import serve
 from redline.cli.train import train
 from redline.cli.tune_training import tune_training
 from redline.cli.why import why
@@ -68,7 +69,7 @@ def _options(
 
 for command in (
     *(optimize, run, explain, bench, graph_view),
-    *(train, tune_training, layout, why, doctor, demo),
+    *(train, tune_training, serve, layout, why, doctor, demo),
 ):
     app.command()(command)
 

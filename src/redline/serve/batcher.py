@@ -318,7 +318,11 @@ class Batcher:
         rows = sum(item.rows for item in items)
         self._statistics.ran(batch, rows)
         for item, result in zip(items, batch.results, strict=True):
-            item.started, item.gathered, item.finished = batch.started, batch.gathered, batch.finished
+            item.started, item.gathered, item.finished = (
+                batch.started,
+                batch.gathered,
+                batch.finished,
+            )
             item.batch_rows = rows
             if isinstance(result, Exception):
                 self._fail(item, result)

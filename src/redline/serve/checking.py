@@ -59,7 +59,9 @@ class Checker:
             shape = array.shape
             if array.dtype != tensor.dtype:
                 raise self._wrong_type(tensor, array)
-            if len(shape) != len(tensor.shape) or (shape[skip:] != fixed and not _fits(shape, tensor, skip)):
+            if len(shape) != len(tensor.shape) or (
+                shape[skip:] != fixed and not _fits(shape, tensor, skip)
+            ):
                 raise self._wrong_shape(tensor, array)
             if skip:
                 if arrays and shape[0] != rows:
@@ -81,7 +83,10 @@ class Checker:
         sizes: dict[str, int] = {}
         for tensor, array in zip(self._inputs, arrays, strict=True):
             for axis, name, _, _ in tensor.ranges:
-                if axis >= self._skip and sizes.setdefault(name, array.shape[axis]) != array.shape[axis]:
+                if (
+                    axis >= self._skip
+                    and sizes.setdefault(name, array.shape[axis]) != array.shape[axis]
+                ):
                     raise self._wrong(
                         f"input {tensor.name!r} has {array.shape[axis]} in axis {axis} ({name}), "
                         f"another input has {sizes[name]}"

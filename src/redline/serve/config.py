@@ -143,7 +143,9 @@ def parse_config(given: Mapping[str, Any]) -> ModelConfig:
         delay=_micros(batching, "max_queue_delay_microseconds"),
         queue_size=_number(queue, "max_queue_size") or None,
         timeout=_micros(queue, "default_timeout_microseconds"),
-        override=bool(queue.get("allow_timeout_override", not queue.get("default_timeout_microseconds"))),
+        override=bool(
+            queue.get("allow_timeout_override", not queue.get("default_timeout_microseconds"))
+        ),
         late="DELAY" if late in ("DELAY", 1) else "REJECT",
         levels=_number(batching, "priority_levels") or 0,
         default_priority=_number(batching, "default_priority_level") or 0,
@@ -186,7 +188,9 @@ def _policy(told: Mapping[str, Any]) -> Policy:
         if kind == "latest":
             return Policy("latest", max(1, _number(value, "num_versions") or 1))
         if kind == "specific":
-            versions = [_number({"versions": v}, "versions") for v in _listed(value.get("versions", []))]
+            versions = [
+                _number({"versions": v}, "versions") for v in _listed(value.get("versions", []))
+            ]
             return Policy("specific", specific=tuple(v for v in versions if v is not None))
         raise InputError(f"version_policy {kind[:40]!r} is not latest, all or specific")
     return Policy()

@@ -63,7 +63,9 @@ def find(root: Path, name: str, config: Mapping[str, Any] | None = None) -> Foun
     if folder.is_dir():
         given = dict(config) if config is not None else read_config(folder)
         parsed = parse_config(given)
-        files = {int(v): path for v in _subfolders(folder) if (path := model_file(root, folder / v))}
+        files = {
+            int(v): path for v in _subfolders(folder) if (path := model_file(root, folder / v))
+        }
         chosen = parsed.policy.choose(list(files))
         if not chosen:
             raise InputError(
@@ -71,9 +73,7 @@ def find(root: Path, name: str, config: Mapping[str, Any] | None = None) -> Foun
                 hint=f"lay the model in {name}/1/ as {' or '.join(FILES)}",
             )
         stamp = repr(sorted(given.items()))
-        versions = {
-            str(v): Version(files[v], (stamp, *_stamps(files[v].parent))) for v in chosen
-        }
+        versions = {str(v): Version(files[v], (stamp, *_stamps(files[v].parent))) for v in chosen}
         return Found(name, parsed, versions)
     for suffix in SUFFIXES:
         path = _inside(root, root / f"{name}{suffix}")

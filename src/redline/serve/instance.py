@@ -139,7 +139,10 @@ class Instance:
             if isinstance(whole, ServeError) and whole.status is not Status.INVALID:
                 return [whole] * len(rows)  # the process died or hung: not to be tried again
             # One request's values (an index out of a table) must not fail the others.
-            return [self._call([slab.align(a) for slab, a in zip(self._slabs, r, strict=True)]) for r in rows]
+            return [
+                self._call([slab.align(a) for slab, a in zip(self._slabs, r, strict=True)])
+                for r in rows
+            ]
         return cut(whole, [row[0].shape[0] for row in rows])
 
     def _call(self, arrays: list[np.ndarray]) -> Result:

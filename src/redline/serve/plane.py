@@ -171,9 +171,7 @@ class Plane:
         if item is None:
             times = Times(arrived, answered=now)
         else:
-            times = Times(
-                arrived, item.queued, item.started, item.finished, now, item.batch_rows
-            )
+            times = Times(arrived, item.queued, item.started, item.finished, now, item.batch_rows)
         for hook in self.hooks:
             try:
                 hook(request, answer, times)

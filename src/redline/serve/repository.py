@@ -146,9 +146,7 @@ class Repository:
                     self.models.pop(name, None)
                 raise ServeError(status, f"failed to load '{name}': {model.reason}") from error
 
-    async def _load(
-        self, model: Model, config: Mapping[str, Any] | str | None, files: Any
-    ) -> None:
+    async def _load(self, model: Model, config: Mapping[str, Any] | str | None, files: Any) -> None:
         given = parse_text(config.encode()) if isinstance(config, str) else config
         root = self.settings.models
         override = None
@@ -185,7 +183,9 @@ class Repository:
         try:
             for version, row in found.versions.items():
                 if version not in kept:
-                    fresh[version] = await self._in_thread(prepare, row.path, found.config, settings)
+                    fresh[version] = await self._in_thread(
+                        prepare, row.path, found.config, settings
+                    )
         except BaseException as error:
             model.failed = (version,)
             for prepared in fresh.values():

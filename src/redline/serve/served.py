@@ -103,8 +103,7 @@ def _not_mergeable(opened: Opened, run: Run) -> str:
     if sum(sizes) > (opened.max_batch or 0):
         return "" if opened.max_batch == least else "its batches have no room for two"
     parts = [
-        [example(tensor, rows, seed) for tensor in opened.inputs]
-        for seed, rows in enumerate(sizes)
+        [example(tensor, rows, seed) for tensor in opened.inputs] for seed, rows in enumerate(sizes)
     ]
     try:
         alone = [run(part) for part in parts]
@@ -254,7 +253,9 @@ class Served:
             "instance_group": [
                 {"name": self.name, "kind": "KIND_CPU", "count": len(self.prepared.runs)}
             ],
-            "default_model_filename": "model.redline" if opened.platform == "redline" else "model.onnx",
+            "default_model_filename": "model.redline"
+            if opened.platform == "redline"
+            else "model.onnx",
         }
         if self.max_batch:
             found["dynamic_batching"] = {

@@ -1,0 +1,91 @@
+"""`redline serve`: a folder of engines as an inference server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from redline.cli import options
+from redline.errors import InputError, MissingError
+
+_Models = Annotated[
+    Path,
+    typer.Argument(metavar="MODELS", help="A folder: NAME/VERSION/model.redline or model.onnx."),
+]
+_Mode = Annotated[
+    Literal["none", "poll", "explicit"],
+    typer.Option(help="Load all once, look for changes, or load what clients ask for."),
+]
+_Load = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="With --mode explicit: load this at the start, * for all."),
+]
+_Isolation = Annotated[
+    Literal["thread", "process"],
+    typer.Option(help="Run engines in threads, or in processes that may crash and hang."),
+]
+
+
+def serve(
+    models: _Models,
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(help="0 takes any that is free.")] = 8000,
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Let other machines reach it.")
+    ] = False,
+    mode: _Mode = "none",
+    poll_seconds: Annotated[float, typer.Option(help="With --mode poll.")] = 5.0,
+    load: _Load = None,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Serve although a model cannot be loaded.")
+    ] = False,
+    name: Annotated[str, typer.Option(help="What the server calls itself.")] = "redline",
+    queue_size: Annotated[int, typer.Option(help="Requests that may wait for a model.")] = 1024,
+    delay_us: Annotated[
+        int, typer.Option(help="Microseconds that a batch may wait for more requests.")
+    ] = 0,
+    timeout_ms: Annotated[
+        int, typer.Option(help="Milliseconds that a request may wait, 0 without end.")
+    ] = 0,
+    instances: Annotated[int, typer.Option(help="Batches of one model at once.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of an ONNX file, 0 for all cores.")] = 0,
+    max_batch: Annotated[int, typer.Option(help="Rows of a batch where no model says.")] = 32,
+    isolation: _Isolation = "thread",
+    run_timeout: Annotated[float, typer.Option(help="Seconds until a run counts as hung.")] = 60.0,
+    grace: Annotated[float, typer.Option(help="Seconds to end accepted requests in.")] = 30.0,
+    max_body: Annotated[int, typer.Option(help="Bytes that a request may have.")] = 64 << 20,
+    trust: options.Trust = False,
+) -> None:
+    """Serve engines and ONNX files by the Open Inference Protocol.
+
+    SIGTERM answers what was accepted and ends; a second one ends at once.
+
+    Example: redline serve models/ --http-port 8000
+    """
+    if not models.is_dir():
+        raise InputError(f"{models} is not a folder", hint="give the folder that holds the models")
+    try:
+        from redline.serve import server
+    except ImportError as error:
+        raise MissingError(
+            f"serving needs a library that is not installed: {error.name}",
+            hint="pip install 'redline[serve]'",
+        ) from error
+    from redline.serve.settings import Limits, Settings
+
+    settings = Settings(
+        models=models, name=name, host=host, http_port=http_port, allow_remote=allow_remote,
+        mode=mode, poll_seconds=poll_seconds, load=tuple(load or ()),
+        exit_on_error=not keep_going, queue_size=queue_size, delay=delay_us * 1e-6,
+        queue_timeout=timeout_ms * 1e-3, instances=instances, threads=threads,
+        max_batch=max_batch, isolation=isolation, run_timeout=run_timeout, grace=grace,
+        trust=trust, limits=Limits(body=max_body),
+    )  # fmt: skip
+
+    def started(running: server.Server) -> None:
+        count = len(running.plane.repository.served())
+        options.note(f"serving {count} models on http://{host}:{running.http_port}")
+
+    server.run(settings, started)
