@@ -8,7 +8,7 @@ READY_DEV := $(VENV)/.ready-dev
 JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -lt 2 ] && echo 2 || echo $$n)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check fix docs bench size clean
+.PHONY: help setup demo test test-all check fix docs protos bench size clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1	\2/p' Makefile | expand -t 18
@@ -40,6 +40,9 @@ docs: $(READY_DEV) ## write docs/cli.md and docs/operators.md from the code, the
 	$(BIN)/python tools/operators_reference.py
 	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_readme.py
 
+protos: $(READY_DEV) ## write src/redline/serve/proto/descriptors.py from the .proto files
+	$(BIN)/python tools/protos.py
+
 bench: $(READY_DEV) ## measure the claims of docs/benchmarks.md (about an hour; leave the machine alone)
 	$(BIN)/python bench/zoo.py
 	$(BIN)/python bench/native.py
@@ -50,6 +53,7 @@ bench: $(READY_DEV) ## measure the claims of docs/benchmarks.md (about an hour; 
 	$(BIN)/python bench/copies.py
 	$(BIN)/python bench/tune_training.py
 	$(BIN)/python bench/fit_overhead.py
+	$(BIN)/python bench/serve_grpc.py
 
 size: $(READY_DEV) ## lines and functions of every file, and what is over budget
 	$(BIN)/python tools/size.py

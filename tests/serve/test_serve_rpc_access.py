@@ -1,4 +1,4 @@
-"""The interceptor: every RPC is open, keyed or control, and everything else does not exist."""
+"""gRPC: every RPC is open, keyed or control, and everything else does not exist."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Any
 
 import grpc
 import pytest
+from ops_samples import QuietPlane  # type: ignore[import-not-found]
 
 from redline.serve.keys import Keys
-from redline.serve.messages import Status
+from redline.serve.grpc_front import _Gate
+from redline.serve.operator import Operator, Options
 from redline.serve.routes import Gate, classify_rpc
-from redline.serve.rpc_access import AccessInterceptor
 from redline.serve.security import Access
 
 USER, ADMIN = "user-key-0123456789", "admin-key-0123456789"
@@ -55,8 +56,8 @@ async def code(channel: Any, name: str, key: str) -> str:
         return str(error.code().name)
 
 
-async def table(access: Access, key: str, refused: list[Status]) -> dict[str, str]:
-    server = grpc.aio.server(interceptors=[AccessInterceptor(access, refused.append)])
+async def table(operator: Operator, key: str) -> dict[str, str]:
+    server = grpc.aio.server(interceptors=[_Gate(operator.authorize)])
     server.add_generic_rpc_handlers([Everything()])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -80,12 +81,15 @@ CASES = [
 @pytest.mark.parametrize(("keyed", "key", "refusals"), CASES)
 def test_every_rpc(keyed: bool, key: str, refusals: dict[Gate, str]) -> None:
     access = Access(Keys.of([USER]), Keys.of([ADMIN])) if keyed else Access()
-    refused: list[Status] = []
-    told = asyncio.run(table(access, key, refused))
+    operator = Operator(QuietPlane(), Options(), host="127.0.0.1")
+    operator.access = access
+    told = asyncio.run(table(operator, key))
     for name, gate in NAMES.items():
         expected = "UNIMPLEMENTED" if gate is None else refusals.get(gate, "")
         assert told[name] == expected if expected else told[name] in REACHED, name
-    assert len(refused) == sum(said not in REACHED for said in told.values())
+    assert sum(operator.metrics.refused.values()) == sum(
+        said not in REACHED for said in told.values()
+    )
 
 
 def test_the_table_of_rpcs_is_the_whole_service() -> None:

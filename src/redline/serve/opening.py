@@ -224,7 +224,7 @@ class _Bf16Run:
         bfloat16 = 16  # TensorProto.BFLOAT16
         if tensor.dtype != BF16:
             return self._value.ortvalue_from_numpy(np.ascontiguousarray(array))
-        words = np.ascontiguousarray(array).view(np.uint16)
+        words = np.ascontiguousarray(array).view(np.uint16).reshape(array.shape)  # 0-d too
         return self._value.ortvalue_from_numpy_with_onnx_type(words, bfloat16)
 
     def _read(self, tensor: Tensor, value: Any) -> np.ndarray:

@@ -7,7 +7,7 @@ uvicorn and gRPC need to know, and one thing to close at the end.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from redline.errors import InputError
 from redline.serve import logs, tracing, transport
 from redline.serve.cache import ResponseCache
 from redline.serve.keys import Keys
+from redline.serve.messages import ServeError, Status
 from redline.serve.metrics import Metrics
 from redline.serve.ops import App, Operations, Served
-from redline.serve.security import Access
+from redline.serve.routes import Gate, classify_rpc
+from redline.serve.security import Access, keys_in
 
 _LOG = logging.getLogger("redline.serve")
 
@@ -152,11 +154,26 @@ class Operator:
             found["ssl_context_factory"] = lambda config, default: context
         return found
 
-    def rpc_interceptors(self) -> list[Any]:
-        """For grpc.aio.server(interceptors=...)."""
-        from redline.serve.rpc_access import AccessInterceptor
+    def authorize(self, method: str, metadata: Sequence[tuple[str, Any]]) -> None:
+        """Decide a gRPC call before its method is looked for.
 
-        return [AccessInterceptor(self.access, self.metrics.refuse)]
+        Raises:
+            ServeError: why it may not go on.
+        """
+        try:
+            gate = classify_rpc(method)
+            if gate is None:
+                raise ServeError(Status.UNSUPPORTED, "no such method")
+            if gate is not Gate.OPEN:
+                self.access.check(gate, keys_in(_pairs(metadata)))
+        except ServeError as error:
+            self.metrics.refuse(error.status)
+            raise
+
+    @property
+    def control(self) -> bool:
+        """Whether anybody may use the control plane."""
+        return self.access.control or self.access.admin is not None
 
     def rpc_credentials(self) -> Any:
         """For add_secure_port; None where there is no TLS."""
@@ -165,10 +182,32 @@ class Operator:
             return None
         return transport.grpc_credentials(options.tls_cert, options.tls_key, options.tls_ca)
 
+    # What gRPC's RPCs of settings read and change
+
+    def trace(self, model: str, changes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        """Trace settings after the changes; a list without a value puts a setting back."""
+        wanted = {name: list(values) or None for name, values in changes.items()}
+        settings = self.trace_settings
+        told = settings.update(wanted, model) if wanted else settings.read(model)
+        return {name: found if isinstance(found, list) else [found] for name, found in told.items()}
+
+    def log(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Log settings after the changes."""
+        settings = self.log_settings
+        return settings.update(changes) if changes else settings.read()
+
     def close(self) -> None:
         """Send the traces that are waiting."""
         if self.tracer is not None:
             self.tracer.close()
+
+
+def _pairs(metadata: Sequence[tuple[str, Any]]) -> list[tuple[bytes, bytes]]:
+    return [
+        (name.encode(), value if isinstance(value, bytes) else value.encode("latin-1", "replace"))
+        for name, value in metadata
+        if name in ("authorization", "x-api-key")
+    ]
 
 
 def _keys(file: Path | None, knob: str) -> Keys | None:
