@@ -22,7 +22,7 @@ class Access:
     Args:
         api: keys of the data plane; None leaves it open.
         admin: keys of the control plane; they open the data plane too. None: see `control`.
-        control: the control gate is open without a key. Only for loopback.
+        control: the control plane is open without a key. Only for loopback.
         admin_port: control routes exist on this port alone; 0 for any.
     """
 
@@ -71,11 +71,11 @@ class Access:
         if self.admin is None and not self.control:
             raise ServeError(
                 Status.FORBIDDEN,
-                "the control gate is off; the operator turns it on with --admin-key-file, or on "
+                "the control plane is off; the operator turns it on with --admin-key-file, or on "
                 "loopback with --allow-control",
             )
         if self.admin_port and port != self.admin_port:
-            raise ServeError(Status.NOT_FOUND, "the control gate is not on this port")
+            raise ServeError(Status.NOT_FOUND, "the control plane is not on this port")
 
 
 def _opens(keys: Keys | None, given: list[bytes]) -> bool:

@@ -50,7 +50,7 @@ def check_bind(host: str, *, allow_remote: bool, control: bool = False) -> None:
         )
     if remote and control:
         raise InputError(
-            "an open control gate is for loopback only",
+            "an open control plane is for loopback only",
             hint="give --admin-key-file instead of --allow-control",
         )
 
