@@ -68,6 +68,8 @@ def engine_file(tmp_path):
         "redline.runtime.load",
         "redline.drop_in",
         "redline.machine",
+        "redline.serve.server",
+        "redline.serve.child_main",
         "redline.report.html",
         "redline.report.terminal",
     ],

@@ -6,7 +6,7 @@ import asyncio
 import time
 from bisect import insort
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -247,7 +247,8 @@ class Batcher:
         limit = self._q.max_batch
         if limit <= 1:
             return head, [head], head.rows
-        group, rows = [], 0
+        group: list[Item] = []
+        rows = 0
         for level in self._order:
             for item in self._levels[level]:
                 if item.key != head.key:
@@ -371,6 +372,3 @@ class Batcher:
         if self._empty is not None and not self._waiting and not self._running:
             self._empty.set_result(None)
             self._empty = None
-
-
-Hook = Callable[[], None]

@@ -37,6 +37,9 @@ class Checker:
         # What need not be looked at axis by axis: dtype, rank, and the shape behind the batch.
         self._fixed = tuple(tensor.shape[skip:] for tensor in self._inputs)
         self._skip = skip
+        self._shared = any(
+            axis >= skip for tensor in self._inputs for axis, _, _, _ in tensor.ranges
+        )
 
     def check(self, request: Request) -> tuple[list[np.ndarray], int, Key]:
         """Arrays in the model's order, rows, and what requests of one batch must have in common.
@@ -51,44 +54,53 @@ class Checker:
             if name not in self._outputs:
                 raise self._wrong(f"unexpected inference output {name[:200]!r}")
         arrays: list[np.ndarray] = []
-        rows, key, skip = 1, [], self._skip
+        key = []
         for tensor, fixed in zip(self._inputs, self._fixed, strict=True):
             array = given.get(tensor.name)
             if array is None:
                 raise self._wrong_names(request)
-            shape = array.shape
-            if array.dtype != tensor.dtype:
-                raise self._wrong_type(tensor, array)
-            if len(shape) != len(tensor.shape) or (
-                shape[skip:] != fixed and not _fits(shape, tensor, skip)
-            ):
-                raise self._wrong_shape(tensor, array)
-            if skip:
-                if arrays and shape[0] != rows:
-                    raise self._wrong(
-                        f"input {tensor.name!r} has {shape[0]} rows, the others have {rows}"
-                    )
-                rows = shape[0]
             arrays.append(array)
-            key.append(shape[skip:])
-        if skip and not self._min <= rows <= self._max:
-            raise self._wrong(
-                f"inference request batch-size must be >= {self._min} and <= {self._max}, got {rows}"
-            )
-        self._check_same(arrays)
+            key.append(self._check_one(tensor, array, fixed))
+        rows = self._rows(arrays) if self._skip else 1
+        if self._shared:
+            self._check_same(arrays)
         return arrays, rows, tuple(key)
+
+    def _check_one(
+        self, tensor: Tensor, array: np.ndarray, fixed: tuple[int, ...]
+    ) -> tuple[int, ...]:
+        """The shape behind the batch."""
+        skip, shape = self._skip, array.shape
+        if array.dtype != tensor.dtype:
+            raise self._wrong_type(tensor, array)
+        if len(shape) != len(tensor.shape):
+            raise self._wrong_shape(tensor, array)
+        if shape[skip:] != fixed and not _fits(shape, tensor, skip):
+            raise self._wrong_shape(tensor, array)
+        return shape[skip:]
+
+    def _rows(self, arrays: Sequence[np.ndarray]) -> int:
+        rows = arrays[0].shape[0]
+        for tensor, array in zip(self._inputs, arrays, strict=True):
+            if array.shape[0] != rows:
+                raise self._wrong(
+                    f"input '{tensor.name}' has {array.shape[0]} rows, the others have {rows}"
+                )
+        if not self._min <= rows <= self._max:
+            raise self._wrong(
+                f"inference request batch-size must be from {self._min} to {self._max}, got {rows}"
+            )
+        return rows
 
     def _check_same(self, arrays: Sequence[np.ndarray]) -> None:
         """Free axes that share a name and have a range must agree."""
         sizes: dict[str, int] = {}
         for tensor, array in zip(self._inputs, arrays, strict=True):
             for axis, name, _, _ in tensor.ranges:
-                if (
-                    axis >= self._skip
-                    and sizes.setdefault(name, array.shape[axis]) != array.shape[axis]
-                ):
+                size = array.shape[axis]
+                if axis >= self._skip and sizes.setdefault(name, size) != size:
                     raise self._wrong(
-                        f"input {tensor.name!r} has {array.shape[axis]} in axis {axis} ({name}), "
+                        f"input {tensor.name!r} has {size} in axis {axis} ({name}), "
                         f"another input has {sizes[name]}"
                     )
 

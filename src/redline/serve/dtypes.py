@@ -13,7 +13,7 @@ from redline.serve.messages import ServeError, Status
 BF16 = np.dtype(ml_dtypes.bfloat16)
 BYTES = np.dtype(object)
 
-_TABLE = {
+_TABLE: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     "UINT8": np.dtype(np.uint8),
     "UINT16": np.dtype(np.uint16),
@@ -114,7 +114,7 @@ def from_bytes(
         return np.empty(shape, dtype)
     array = np.frombuffer(data, dtype).reshape(shape)
     if datatype == "BOOL" and np.any(array.view(np.uint8) > 1):
-        return (array.view(np.uint8) != 0).reshape(shape)
+        return np.asarray(array.view(np.uint8) != 0)
     return array
 
 
@@ -147,18 +147,18 @@ def _wrong_bytes(name: str, what: str) -> ServeError:
 
 
 def to_bytes(array: np.ndarray) -> memoryview:
-    """A tensor as the protocol lays it out: row-major, little-endian, without a copy if it is so.
+    r"""A tensor as the protocol lays it out: row-major, little-endian, without a copy if it is so.
 
     Example:
         >>> bytes(to_bytes(np.array([1, 2], np.int16)))
-        b'\\x01\\x00\\x02\\x00'
+        b'\x01\x00\x02\x00'
     """
     if array.dtype == BYTES:
         return memoryview(pack_bytes(array))
     array = np.ascontiguousarray(array)
     if not array.size:
         return memoryview(b"")
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 
 def pack_bytes(array: np.ndarray) -> bytes:

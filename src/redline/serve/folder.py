@@ -79,8 +79,8 @@ def find(root: Path, name: str, config: Mapping[str, Any] | None = None) -> Foun
         path = _inside(root, root / f"{name}{suffix}")
         if path.is_file():
             parsed = parse_config(config or {})
-            stamp = (repr(sorted((config or {}).items())), _stamp(path))
-            return Found(name, parsed, {"1": Version(path, stamp)})
+            print_of = (repr(sorted((config or {}).items())), _stamp(path))
+            return Found(name, parsed, {"1": Version(path, print_of)})
     return None
 
 
@@ -109,11 +109,8 @@ def _inside(root: Path, path: Path) -> Path:
 
 
 def _stamps(folder: Path) -> list[Any]:
-    found = []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.is_file():
-            found.append((entry.name, *_stamp(Path(entry.path))))
-    return found
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    return [(entry.name, *_stamp(Path(entry.path))) for entry in entries if entry.is_file()]
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ import numpy as np
 from redline.errors import RedlineError
 from redline.serve.dtypes import BYTES
 from redline.serve.messages import ServeError, Status
+from redline.serve.names import scrub
 from redline.serve.opening import Run
 
 ALIGNMENT = 64
@@ -51,6 +52,10 @@ class Slab:
         batch = self._take(array.shape, array.dtype)
         np.copyto(batch, array)
         return batch
+
+    def holds(self, array: np.ndarray) -> bool:
+        """Whether an array may lie in this memory."""
+        return bool(self._memory.nbytes) and np.may_share_memory(self._memory, array)
 
     def _take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
         size = dtype.itemsize
@@ -135,23 +140,32 @@ class Instance:
         arrays = [slab.gather(column) for slab, column in zip(self._slabs, columns, strict=True)]
         batch.gathered = time.perf_counter()
         whole = self._call(arrays)
-        if isinstance(whole, Exception):
-            if isinstance(whole, ServeError) and whole.status is not Status.INVALID:
-                return [whole] * len(rows)  # the process died or hung: not to be tried again
+        if isinstance(whole, EngineError):
             # One request's values (an index out of a table) must not fail the others.
-            return [
-                self._call([slab.align(a) for slab, a in zip(self._slabs, r, strict=True)])
-                for r in rows
-            ]
+            return [self._alone(row) for row in rows]
+        if isinstance(whole, Exception):
+            return [whole] * len(rows)  # its process died or hung: not to be tried again
         return cut(whole, [row[0].shape[0] for row in rows])
+
+    def _alone(self, row: Sequence[np.ndarray]) -> Result:
+        return self._call([slab.align(array) for slab, array in zip(self._slabs, row, strict=True)])
 
     def _call(self, arrays: list[np.ndarray]) -> Result:
         try:
-            return self._run(arrays)
+            outputs = self._run(arrays)
         except ServeError as error:
             return error
         except Exception as error:
             return internal(error)
+        # An engine may hand its input through; the slab is written again by the next batch.
+        return [out.copy() if self._in_slab(out) else out for out in outputs]
+
+    def _in_slab(self, array: np.ndarray) -> bool:
+        return any(slab.holds(array) for slab in self._slabs)
+
+
+class EngineError(ServeError):
+    """The engine refused a batch, as against being gone."""
 
 
 def cut(outputs: Sequence[np.ndarray], counts: Sequence[int]) -> list[Result]:
@@ -172,9 +186,7 @@ def cut(outputs: Sequence[np.ndarray], counts: Sequence[int]) -> list[Result]:
     return found
 
 
-def internal(error: BaseException) -> ServeError:
+def internal(error: BaseException) -> EngineError:
     """An engine's failure as clients may see it: no path of this host."""
-    from redline.serve.names import scrub
-
     what = error.what if isinstance(error, RedlineError) else type(error).__name__
-    return ServeError(Status.INTERNAL, f"the engine failed: {scrub(what)}")
+    return EngineError(Status.INTERNAL, f"the engine failed: {scrub(what)}")

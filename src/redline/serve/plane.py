@@ -238,12 +238,14 @@ class Plane:
 
     def index(self, ready_only: bool = False) -> list[dict[str, str]]:
         """[{"name", "version", "state", "reason"}]: everything in the repository."""
-        rows = []
+        rows: list[dict[str, str]] = []
         for name in self.repository.known():
             model = self.repository.models.get(name)
             serving = sorted(model.serving, key=int) if model else []
-            for version in serving:
-                rows.append({"name": name, "version": version, "state": "READY", "reason": ""})
+            rows += [
+                {"name": name, "version": version, "state": "READY", "reason": ""}
+                for version in serving
+            ]
             if not ready_only and not serving:
                 row = {"name": name, "version": "", "state": "UNAVAILABLE", "reason": ""}
                 if model:

@@ -14,6 +14,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from redline.serve.messages import ServeError, Status
+from redline.serve.names import check_name
 from redline.serve.plane import Plane
 from redline.serve.rest_body import (
     Answer,
@@ -129,9 +130,11 @@ class Rest:
     async def _model(self, call: Call, words: list[bytes]) -> Answer | None:
         if words == [b"stats"]:
             return _get(call) or told(self.plane.statistics())
-        name, version, rest = _text(words[0]), "", words[1:]
+        name, version, rest = check_name(_text(words[0])), "", words[1:]
         if len(rest) >= 2 and rest[0] == b"versions":
             version, rest = _text(rest[1]), rest[2:]
+            if not version:
+                return None
         if rest == [b"infer"]:
             if call.method != "POST":
                 return _wrong_method("POST")

@@ -8,8 +8,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from redline.serve.dtypes import BYTES, as_bytes, count_elements, from_bytes, to_bytes, to_datatype
-from redline.serve.dtypes import to_numpy_dtype
+from redline.serve.dtypes import (
+    BYTES,
+    as_bytes,
+    count_elements,
+    from_bytes,
+    to_bytes,
+    to_datatype,
+    to_numpy_dtype,
+)
 from redline.serve.messages import Request, Response, ServeError, Status
 from redline.serve.opening import Tensor
 from redline.serve.rest_body import JSON, Answer, Part, decode_json
@@ -180,7 +187,8 @@ def _from_json(one: JsonInput, count: int, limits: Limits) -> np.ndarray:
         raise _invalid(f"input {name!r} has neither data nor binary_data_size")
     if count > limits.json_elements:
         raise _invalid(
-            f"input {name!r} has {count} elements, JSON may have {limits.json_elements}: send binary"
+            f"input {name!r} has {count} elements, JSON may have {limits.json_elements}: "
+            "send binary"
         )
     dtype = to_numpy_dtype(one.datatype)
     text = bytes(one.data)
@@ -200,7 +208,7 @@ def _from_json(one: JsonInput, count: int, limits: Limits) -> np.ndarray:
 def _decode(text: bytes, dtype: np.dtype[Any], count: int) -> np.ndarray:
     kind = {"u": "i", "V": "f"}.get(dtype.kind, dtype.kind)
     try:
-        values = _FLAT[kind].decode(text)
+        values: list[Any] = _FLAT[kind].decode(text)  # type: ignore[attr-defined]
     except msgspec.ValidationError:
         values = _flatten(_ANY.decode(text), kind)
     if dtype == BYTES:

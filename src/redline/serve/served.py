@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from redline.errors import InputError, RedlineError, SelfTestError
+from redline.errors import InputError, RedlineError
 from redline.runtime.self_test import output_error
 from redline.serve.batcher import Batcher, Item, Queueing
 from redline.serve.checking import Checker
 from redline.serve.config import ModelConfig
 from redline.serve.dtypes import BYTES, config_type
-from redline.serve.messages import Request
+from redline.serve.messages import Request, ServeError
 from redline.serve.opening import Opened, Run, Tensor, example, open_model
 from redline.serve.settings import Settings
 from redline.serve.statistics import Statistics
@@ -37,6 +37,7 @@ class Prepared:
     max_batch: int
     close: Callable[[], None]
     notices: tuple[str, ...]
+    isolated: bool
 
 
 def prepare(path: Path, config: ModelConfig, settings: Settings) -> Prepared:
@@ -52,23 +53,36 @@ def prepare(path: Path, config: ModelConfig, settings: Settings) -> Prepared:
     if isolation == "process":
         from redline.serve.child import open_isolated
 
-        seconds = settings.run_timeout if config.run_timeout is None else config.run_timeout
-        opened, runs, close = open_isolated(
+        seconds = run_timeout_of(config, settings)
+        opened, runs, close, arm = open_isolated(
             path, trust=settings.trust, threads=threads, max_batch=limit, count=instances,
             run_timeout=seconds,
         )  # fmt: skip
     else:
         opened = open_model(path, trust=settings.trust, threads=threads, max_batch=limit)
         runs, close = (opened.run,) * instances, opened.close
+        arm = _nothing
     try:
         notices = list(opened.notices)
         max_batch = _max_batch(opened, config, runs[0], notices)
         _warm(opened, runs, max_batch)
+        arm()
     except BaseException:
         close()
         raise
     least = opened.min_batch if max_batch else 0
-    return Prepared(opened, config, tuple(runs), least, max_batch, close, tuple(notices))
+    return Prepared(
+        opened, config, tuple(runs), least, max_batch, close, tuple(notices), isolation == "process"
+    )
+
+
+def _nothing() -> None:
+    """Threads have their time limit in the batcher."""
+
+
+def run_timeout_of(config: ModelConfig, settings: Settings) -> float:
+    """Seconds after which a run counts as hung."""
+    return settings.run_timeout if config.run_timeout is None else config.run_timeout
 
 
 def _max_batch(opened: Opened, config: ModelConfig, run: Run, notices: list[str]) -> int:
@@ -109,6 +123,8 @@ def _not_mergeable(opened: Opened, run: Run) -> str:
         alone = [run(part) for part in parts]
         together = run([np.concatenate(column) for column in zip(*parts, strict=True)])
         expected = [np.concatenate(column) for column in zip(*alone, strict=True)]
+    except ServeError:
+        raise  # its process died or hung
     except (RedlineError, ValueError) as error:
         return f"a batch made up for a test failed ({str(error)[:200]})"
     for got, want in zip(together, expected, strict=True):
@@ -127,12 +143,12 @@ def _warm(opened: Opened, runs: Sequence[Run], max_batch: int) -> None:
     Made-up values may be wrong for a model whose inputs have meanings (lengths, indices): its own
     errors are no reason not to serve it, as its self-test was passed.
     """
-    for run in dict.fromkeys(runs):
+    for run in {id(run): run for run in runs}.values():
         for rows in sorted({opened.min_batch, max_batch} - {0}) if max_batch else (None,):
             try:
                 outputs = run([example(tensor, rows, 0) for tensor in opened.inputs])
-            except SelfTestError:
-                raise
+            except ServeError:
+                raise  # its process died or hung
             except RedlineError:
                 continue
             if len(outputs) != len(opened.outputs):
@@ -174,7 +190,7 @@ class Served:
             late=config.late,
             levels=config.levels,
             default_priority=config.default_priority,
-            run_timeout=settings.run_timeout if config.run_timeout is None else config.run_timeout,
+            run_timeout=0.0 if prepared.isolated else run_timeout_of(config, settings),
         )
         self.batcher = Batcher(
             prepared.runs, len(self.inputs), self._queueing,
@@ -213,7 +229,8 @@ class Served:
         deadline = time.monotonic() + 5.0
 
         def end() -> bool:
-            return all([i.join(max(0.01, deadline - time.monotonic())) for i in instances])
+            left = [i.join(max(0.01, deadline - time.monotonic())) for i in instances]
+            return all(left)
 
         if await asyncio.to_thread(end):  # an engine that still runs must keep its memory
             await asyncio.to_thread(self.prepared.close)
