@@ -58,6 +58,7 @@ class Direct:
 
     def __init__(self) -> None:
         self.session = session()
+        self.extensions: list[str] = []
 
     async def infer(self, request: Request) -> Response:
         return Response("mlp", "1", {"y": self.session.run(None, request.inputs)[0]})
@@ -73,7 +74,8 @@ async def serve() -> None:
     from redline.serve.grpc_front import GrpcFront, GrpcOptions
 
     front = GrpcFront(Direct(), GrpcOptions(port=0))
-    print(await front.start(), flush=True)
+    await front.start()
+    print(front.port, flush=True)
     await asyncio.Event().wait()
 
 

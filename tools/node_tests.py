@@ -33,6 +33,7 @@ from onnx import numpy_helper
 from redline import machine
 from redline.errors import RefusedError
 from redline.native import isa, toolchain
+from redline.native.attention import fuse_attention
 from redline.native.emit import Sources, emit
 from redline.native.fuse import fuse
 from redline.native.ir import Program
@@ -108,7 +109,7 @@ def lower(case: Case, target: isa.Isa) -> None:
                 return
             case.bound += more
         else:
-            program = Layouts(fuse(program), target.lanes).run()
+            program = Layouts(fuse_attention(fuse(program)), target.lanes).run()
             case.program, case.sources = program, emit(program, target, 1)
             return
     case.refused = "binding inputs led nowhere"

@@ -4,33 +4,37 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from redline import backends, knobs, machine
+from redline.backends.base import Candidate
 from redline.capture.capture import capture
 from redline.capture.cases import make_cases
 from redline.capture.reference import make_reference
 from redline.contest import Outcome, contest, forget, nothing_left, propose
-from redline.crowning import Evaluate, crown, fall_back
+from redline.crowning import Crowned, crown, fall_back
 from redline.drop_in import Engine, Package
 from redline.errors import GoalError, RefusedError
 from redline.graph.cost import cost
 from redline.graph.model import Model, Note
 from redline.graph.serialize import to_bytes
 from redline.measure import accuracy
-from redline.measure.record import Record, Study
+from redline.measure.record import Record, Study, Tried
 from redline.progress import Progress
+from redline.quality import Evaluate
 from redline.runtime.session import Session
 from redline.search.cache import Cache
 from redline.search.goal import Goal, quantity
 from redline.side_by_side import compare
 from redline.trial import Bench, discard
+from redline.variants import check, make_variants, scored
 
 __all__ = ["compare", "optimize"]
 
@@ -45,6 +49,7 @@ def optimize(
     backends: Sequence[str] | None = None,
     precisions: Sequence[str] = ("fp32",),
     dynamic: Dynamic | None = None,
+    calibration: Any = None,
     evaluate: Evaluate | None = None,
     budget: float | str | None = None,
     seed: int = 0,
@@ -63,11 +68,16 @@ def optimize(
             (tuple, dict). An ONNX file can do without.
         goal: what to look for and within which limits; latency by default.
         backends: names to try (see `redline doctor`); None tries all.
-        precisions: numeric precisions to try; "fp32" is the only one yet.
+        precisions: numeric precisions to try besides each other: "fp32", "int8" (needs
+            `calibration`), "int8-dynamic", "int8-weights", "int4-weights", "fp16", "bf16";
+            docs/compress.md says what each does. What loses more than
+            Goal(max_drop=...) allows, or 0.01, gets layers back in float, or is refused.
         dynamic: axes that may change: {"batch": (min, opt, max)} for axis 0 of every input, or
             {"input name": {axis: ("dim name", min, opt, max)}}.
+        calibration: a loader of inputs like those of real use: tensors, (x, label) or dicts.
         evaluate: accuracy(callable) -> float on your own data, higher is better; with
-            Goal(max_drop=...) a candidate that falls below the model by more is refused.
+            Goal(max_drop=...) a candidate that falls below the model by more is refused. Without
+            it a lower precision is held to the outputs of fp32 on the calibration data.
         budget: wall-clock promise: seconds, or text such as "90s" or "3m". The best so far is
             always valid, and Ctrl-C returns it.
         seed: of the random inputs that candidates are verified on.
@@ -92,35 +102,52 @@ def optimize(
     """
     start = time.monotonic()
     goal = goal or Goal()
-    seconds = quantity(
-        budget or knobs.text("REDLINE_BUDGET") if budget != 0 else 0, "time", "budget"
-    )
+    wall = budget or knobs.text("REDLINE_BUDGET") if budget != 0 else 0
+    seconds = quantity(wall, "time", "budget")
     dynamic = _for_batch(goal, dynamic)
+    check(precisions)
     folder = Path(tempfile.mkdtemp(prefix="redline-"))
     try:
         with Progress(seconds, progress) as say:
             say("capturing the model")
-            captured = capture(
-                model, example_inputs, dynamic=dynamic, name=name, trust=trust, eval_mode=eval_mode
-            )
+            how: dict[str, Any] = {"name": name, "trust": trust, "eval_mode": eval_mode}
+            captured = capture(model, example_inputs, dynamic=dynamic, **how)
             captured = _with_graph_written(captured, folder)
-            candidates, left_out = propose(captured, backends, precisions)
+            propose(captured, backends)  # a name that is wrong is told before the work
             say("running the reference in float64")
             bench = set_up(captured, folder, seed=seed, use_cache=use_cache)
-            outcomes = contest(bench, candidates, seconds, start, say)
-            crowned = crown(bench, outcomes, goal, evaluate)
-            if crowned is None and any(outcome.entry.record.from_cache for outcome in outcomes):
-                forget(bench, candidates)
-                outcomes = contest(bench, candidates, seconds, start, say)
-                crowned = crown(bench, outcomes, goal, evaluate)
+            compressing = (precisions, calibration, evaluate, goal, bench.cases, say)
+            lower = make_variants(captured, folder, *compressing)
+            bench.variants = {variant.name: variant for variant in lower.ready}
+            candidates, left_out = propose(captured, backends, list(bench.variants))
+            choose = partial(crown, bench, goal=goal, evaluate=evaluate, judge=lower.judge)
+            hold = partial(contest, bench, candidates, seconds, start, say)
+            crowned, outcomes = _settle(bench, candidates, choose, hold)
         crowned = crowned or fall_back(bench, outcomes)
         if crowned is None:
             raise nothing_left([outcome.entry.record for outcome in outcomes] + left_out)
         winner, session, records, package = crowned
-        study = _write_up(bench, goal, winner, records + left_out, start, seconds)
+        records = [*scored(records, lower), *left_out, *lower.refused]
+        study = _write_up(bench, goal, winner, records, lower.tried, start, seconds)
         return _engine(bench, winner, session, study, package)
     finally:
         discard(folder)
+
+
+def _settle(
+    bench: Bench,
+    candidates: Sequence[Candidate],
+    choose: Callable[[list[Outcome]], Crowned | None],
+    hold: Callable[[], list[Outcome]],
+) -> tuple[Crowned | None, list[Outcome]]:
+    """Hold the contest and choose; once more without the cache, if what it held fails now."""
+    outcomes = hold()
+    crowned = choose(outcomes)
+    if crowned is None and any(outcome.entry.record.from_cache for outcome in outcomes):
+        forget(bench, candidates)
+        outcomes = hold()
+        crowned = choose(outcomes)
+    return crowned, outcomes
 
 
 def _for_batch(goal: Goal, dynamic: Dynamic | None) -> Dynamic | None:
@@ -171,8 +198,9 @@ def _with_graph_written(model: Model, folder: Path) -> Model:
 
 
 def _write_up(
-    bench: Bench, goal: Goal, winner: Outcome, records: list[Record], start: float, budget: float
-) -> Study:
+    bench: Bench, goal: Goal, winner: Outcome, records: list[Record],
+    compressed: tuple[Tried, ...], start: float, budget: float,
+) -> Study:  # fmt: skip
     model = bench.model
     work = cost(model.graph, model.signature) if model.graph is not None else None
     chosen = next(record for record in records if record.winner)
@@ -196,6 +224,7 @@ def _write_up(
             f"{spec.name}: {spec.dtype}{list(spec.shape)}" for spec in model.signature.inputs
         ),
         versions=_versions(records),
+        compressed=compressed,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -214,7 +243,7 @@ def _notes(bench: Bench) -> tuple[Note, ...]:
 
 def _versions(records: Sequence[Record]) -> dict[str, str]:
     names = dict.fromkeys(record.backend for record in records if record.outcome != "missing")
-    return {name: backends.get(name).version() for name in names}
+    return {name: backends.get(name).version() for name in names if name in backends.names()}
 
 
 def _engine(

@@ -15,7 +15,7 @@ import psutil
 from redline import backends, errors, knobs, machine
 from redline.backends.base import Candidate, Traits
 from redline.engine.manifest import Part
-from redline.errors import InputError, RefusedError, UnknownNameError
+from redline.errors import RefusedError
 from redline.graph.cost import operators
 from redline.graph.model import Model
 from redline.measure.record import Record
@@ -24,7 +24,7 @@ from redline.search.choose import Entry
 from redline.search.race import Lane, race
 from redline.trial import Bench, Trial, read_part
 
-PRECISIONS = ("fp32",)
+_LOWER = 100  # what a lower precision adds to the rank: on a tie full precision wins
 _BUILD_SHARE = 0.7  # of the budget: what building and verifying may take; the rest is the race's
 _QUIET = 0.3  # cores that others may use without disturbing the race
 _QUIET_WAIT = 8.0  # seconds to wait for that
@@ -45,18 +45,17 @@ class Outcome:
 
 
 def propose(
-    model: Model, names: Sequence[str] | None, precisions: Sequence[str]
+    model: Model, names: Sequence[str] | None, variants: Sequence[str] = ()
 ) -> tuple[list[Candidate], list[Record]]:
     """The candidates of every backend, and a record for each backend that cannot take part.
 
+    Args:
+        variants: names of the graphs of lower precision; backends that run them offer the same
+            settings for each.
+
     Raises:
-        UnknownNameError: a backend or precision that does not exist.
+        UnknownNameError: a backend that does not exist.
     """
-    for precision in precisions:
-        if precision not in PRECISIONS:
-            raise UnknownNameError("precision", precision, PRECISIONS)
-    if not precisions:
-        raise InputError("no precision is given", hint=f"known: {', '.join(PRECISIONS)}")
     traits = Traits(
         signature=model.signature,
         threads=machine.usable_cores(),
@@ -64,7 +63,6 @@ def propose(
         has_program=model.program is not None,
         has_module=model.module is not None,
         operators=operators(model.graph) if model.graph is not None else {},
-        precisions=tuple(precisions),
     )
     chosen: list[Candidate] = []
     left_out: list[Record] = []
@@ -77,9 +75,17 @@ def propose(
             )
             continue
         try:
-            chosen.extend(backend.candidates(traits))
+            found = backend.candidates(traits)
         except RefusedError as error:
             left_out.append(Record(name, name, "refused", reason=error.what, hint=error.hint))
+            continue
+        chosen.extend(found)
+        if backend.low_precision:
+            chosen += [
+                replace(one, precision=variant, rank=one.rank + _LOWER)
+                for variant in variants
+                for one in found
+            ]
     return chosen, left_out
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import msgspec
 
@@ -21,13 +21,12 @@ from redline.engine.store import FolderStore
 from redline.errors import RedlineError, SelfTestError
 from redline.measure import accuracy
 from redline.measure.record import Group, Record
+from redline.quality import Evaluate, Judge, score
 from redline.runtime.runner import Runner, open_part
 from redline.runtime.session import Session
 from redline.search.choose import choose, compare_rounds, explain_losses
 from redline.search.goal import Goal
 from redline.trial import Bench
-
-Evaluate = Callable[[Callable[..., Any]], float]
 
 Crowned = tuple[Outcome, Session, list[Record], Package | None]
 
@@ -37,16 +36,22 @@ def crown(
     outcomes: Sequence[Outcome],
     goal: Goal,
     evaluate: Evaluate | None,
+    judge: Judge | None = None,
 ) -> Crowned | None:
-    """Choose, open the choice here, and check it once more; what fails is struck off."""
+    """Choose, open the choice here, and check it once more; what fails is struck off.
+
+    `judge` says what a candidate of lower precision may lose.
+    """
     field = list(outcomes)
-    wanted = evaluate(bench.model.module) if evaluate and bench.model.module else None
+    wanted = score(evaluate, bench.model.module) if evaluate and bench.model.module else None
     while best := choose([outcome.entry for outcome in field], goal):
         place = next(i for i, outcome in enumerate(field) if outcome.entry is best)
         try:
             package = _pack(bench, field[place], field)
             session = _open_here(bench, field[place], package)
             _confirm(bench, session, best.record)
+            if best.record.precision != "fp32" and judge is not None:
+                _hold(best.record, session, judge)
             record = _judge(best.record, session, evaluate, wanted, goal)
             record = _with_groups(record, session, bench)
         except RedlineError as error:
@@ -77,11 +82,13 @@ def fall_back(bench: Bench, outcomes: Sequence[Outcome]) -> Crowned | None:
 
 def _pack(bench: Bench, winner: Outcome, outcomes: Sequence[Outcome]) -> Package | None:
     """The winner's part, the fastest packable one if it has none, and the portable one."""
+    precision = winner.entry.record.precision
+    graph = bench.graph(precision)
     ranked = [winner, *sorted(outcomes, key=lambda outcome: _median(outcome.entry.record))]
     packable = [
         (one.part, Path(one.folder))
         for one in ranked
-        if one.part and one.entry.record.outcome == "ok"
+        if one.part and one.entry.record.outcome == "ok" and one.entry.record.precision == precision
     ]
     keep = Folder()
     root = keep.path
@@ -90,8 +97,8 @@ def _pack(bench: Bench, winner: Outcome, outcomes: Sequence[Outcome]) -> Package
         part, folder = packable[0]
         _copy_tree(folder, root / "0")
         parts.append((part, root / "0"))
-    if bench.graph:
-        _link_or_copy(bench.graph, root / "graph.onnx")
+    if graph:
+        _link_or_copy(graph, root / "graph.onnx")
         portable = _portable()
         if not parts or parts[0][0].backend != portable.backend:
             (root / "1").mkdir()
@@ -104,8 +111,8 @@ def _pack(bench: Bench, winner: Outcome, outcomes: Sequence[Outcome]) -> Package
     return Package(
         name=bench.model.name,
         parts=parts,
-        graph=root / "graph.onnx" if bench.graph else None,
-        graph_hash=bench.model.graph_hash,
+        graph=root / "graph.onnx" if graph else None,
+        graph_hash=bench.graph_hash(precision),
         inputs=bench.cases[0].inputs,
         outputs=[
             y.astype(spec.dtype) for y, spec in zip(bench.reference.expected[0], specs, strict=True)
@@ -148,12 +155,22 @@ def _judge(
     """Run the user's own metric on the winner."""
     if evaluate is None:
         return record
-    score = float(evaluate(session))
-    if wanted is not None and goal.max_drop is not None and wanted - score > goal.max_drop:
+    found = score(evaluate, session)
+    if wanted is not None and goal.max_drop is not None and wanted - found > goal.max_drop + 1e-9:
         raise SelfTestError(
-            f"accuracy {score:.4f} against {wanted:.4f}: more than max_drop {goal.max_drop}"
+            f"accuracy {found:.4f} against {wanted:.4f}: more than max_drop {goal.max_drop}"
         )
-    return replace(record, accuracy=score)
+    return replace(record, accuracy=found)
+
+
+def _hold(record: Record, session: Session, judge: Judge) -> None:
+    """A lower precision may lose no more than was allowed, on this backend as well."""
+    drop = judge.drop(session)
+    if not judge.allows(drop):
+        raise SelfTestError(
+            f"{record.precision} loses {drop:.4g} here, and {judge.max_drop:g} may be lost "
+            f"({judge.how})"
+        )
 
 
 def _with_groups(record: Record, session: Session, bench: Bench) -> Record:

@@ -26,6 +26,7 @@ from redline.measure import accuracy
 from redline.measure.child import Child
 from redline.measure.record import Outcome, Record
 from redline.search.cache import Cache, make_key
+from redline.variants import Variant
 
 _HOLD = 0.5  # of the free memory: what candidates may hold together while they wait for the race
 _PATIENCE = 20.0  # a run may take this many times eager's time, and at least so many seconds
@@ -65,6 +66,7 @@ class Bench:
         eager_seconds: one eager call, for the patience with a run.
         cancelled: Ctrl-C was pressed; held: bytes that waiting candidates hold together.
         busy: cores that other processes used when the race began; 0.0 on a quiet machine.
+        variants: the graphs of lower precision by name.
         folder: a private temporary folder, removed by whoever made it.
     """
 
@@ -79,6 +81,7 @@ class Bench:
     cancelled: bool = False
     held: int = 0
     busy: float = 0.0
+    variants: dict[str, Variant] = field(default_factory=dict)
 
     @cached_property
     def memory(self) -> int:
@@ -86,14 +89,26 @@ class Bench:
         return knobs.number("REDLINE_MEMORY_LIMIT") or int(0.8 * machine.memory_available())
 
     @cached_property
+    def quantised(self) -> bool:
+        """The model as it was given rounds to few levels, and a level is no rounding error."""
+        graph = self.model.graph
+        return graph is not None and any(n.op_type == "QuantizeLinear" for n in graph.graph)
+
+    @cached_property
     def signature(self) -> dict[str, Any]:
         """The signature as plain data, for the children."""
         return msgspec.to_builtins(self.model.signature)  # type: ignore[no-any-return]
 
-    @property
-    def graph(self) -> Path | None:
+    def graph(self, precision: str = "fp32") -> Path | None:
         """The ONNX file that the children read, written by whoever made this bench."""
+        if precision in self.variants:
+            return self.variants[precision].path
         return self.folder / "graph.onnx" if self.model.graph is not None else None
+
+    def graph_hash(self, precision: str = "fp32") -> str:
+        """The hash of that graph."""
+        known = self.variants.get(precision)
+        return known.graph_hash if known else self.model.graph_hash
 
     @cached_property
     def _packed_program(self) -> bytes:
@@ -103,7 +118,7 @@ class Bench:
     def _packed_module(self) -> bytes:
         return pack_module(self.model.module)
 
-    def ingredients(self, backend: Backend) -> dict[str, Any]:
+    def ingredients(self, backend: Backend, precision: str = "fp32") -> dict[str, Any]:
         """What a build child must be given: the graph's path, or the packed program or module."""
         with self.lock:  # cached_property alone would pack twice in two threads
             program = module = None
@@ -111,12 +126,16 @@ class Bench:
                 program = self._packed_program
             elif backend.wants != "graph":
                 module = self._packed_module
-        return {"graph": str(self.graph or "") or None, "program": program, "module": module}
+        return {
+            "graph": str(self.graph(precision) or "") or None,
+            "program": program,
+            "module": module,
+        }
 
     def part_key(self, candidate: Candidate) -> str:
         """The key of a built part: graph, machine, backend version and setting."""
         return make_key(
-            graph=self.model.graph_hash,
+            graph=self.graph_hash(candidate.precision),
             signature=self.signature,
             machine=machine.fingerprint(),
             version=backends.get(candidate.backend).version(),
@@ -149,6 +168,11 @@ class Trial:
     def local(self) -> bool:
         """It runs the module itself and cannot be packaged."""
         return self.backend.local or self.candidate.setting.get("mode") == "jit"
+
+    @property
+    def graph(self) -> Path | None:
+        """The graph of its precision."""
+        return self.bench.graph(self.candidate.precision)
 
     def prepare(self, deadline: float) -> None:
         """Build, open and verify; whatever happens ends up in the record, never as an exception."""
@@ -216,8 +240,8 @@ class Trial:
         else:
             self.folder, self.part = self._build_fresh(deadline, key)
         size = sum((self.folder / name).stat().st_size for name in self.part.files)
-        if self.part.uses_graph and self.bench.graph:
-            size += self.bench.graph.stat().st_size
+        if self.part.uses_graph and self.graph:
+            size += self.graph.stat().st_size
         self.record = replace(
             self.record,
             size=size,
@@ -237,7 +261,7 @@ class Trial:
                 signature=self.bench.signature,
                 example=list(self.bench.model.example),
                 folder=str(folder),
-                **self.bench.ingredients(self.backend),
+                **self.bench.ingredients(self.backend, self.candidate.precision),
             )
         self.child = None
         self.record = replace(self.record, build_seconds=time.monotonic() - start)
@@ -263,14 +287,16 @@ class Trial:
             timeout=timeout,
             part=msgspec.to_builtins(self.part),
             folder=str(self.folder),
-            graph=str(self.bench.graph) if self.bench.graph else None,
+            graph=str(self.graph) if self.graph else None,
             signature=self.bench.signature,
         )
 
     def _verify(self, deadline: float) -> None:
         """Run every case in the child and hold the outputs against the reference."""
         child, worst = self._held(), 0.0
-        allowed = accuracy.tolerance(self.bench.yardstick, self.record.tolerance_class)
+        kind = "quantised" if self.bench.quantised else self.record.tolerance_class
+        self.record = replace(self.record, tolerance_class=kind)
+        allowed = accuracy.tolerance(self.bench.yardstick, kind)
         for case, expected in zip(self.bench.cases, self.bench.reference.expected, strict=True):
             timeout = self._patience()
             if self.local:  # compiling in the framework happens at the first call
@@ -281,12 +307,22 @@ class Trial:
             if accuracy.not_a_number(outputs, expected):
                 self._reject("not a number", None, allowed, f"NaN or Inf on case {case.name!r}")
                 return
+            if self.candidate.precision != "fp32":  # by its accuracy, when it is about to win
+                continue
             worst = max(worst, accuracy.error(outputs, expected))
             if worst > allowed:
                 self._reject(
                     "wrong result", worst, allowed, _wrong(outputs, expected, worst, allowed, case)
                 )
                 return
+        if self.candidate.precision != "fp32":
+            outputs = child.call(
+                "redline.measure.work:run",
+                inputs=list(self.bench.cases[0].inputs),
+                timeout=self._patience(),
+            )
+            worst = accuracy.error(outputs, self.bench.reference.expected[0])
+            allowed = 2 * worst + 0.01  # what another machine's rounding may make of it
         peak = child.call("redline.measure.work:peak_memory")
         self.record = replace(
             self.record, outcome="ok", error=worst, tolerance=allowed, peak_memory=peak

@@ -246,8 +246,8 @@ def test_an_impossible_budget_is_refused(net, image, budget):
 def test_unknown_names_say_did_you_mean(net, image):
     with pytest.raises(UnknownNameError, match="did you mean 'onnxruntime'"):
         redline.optimize(net, image, backends=["onxruntime"])
-    with pytest.raises(UnknownNameError, match="precision 'int8'"):
-        redline.optimize(net, image, precisions=["int8"])
+    with pytest.raises(UnknownNameError, match="did you mean 'int8'"):
+        redline.optimize(net, image, precisions=["int9"])
 
 
 def test_a_model_in_training_mode_is_refused_with_the_fix(net, image):

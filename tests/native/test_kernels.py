@@ -1,9 +1,14 @@
 """Every kernel against float64, on every instruction set of this machine, over odd shapes."""
 
 import numpy as np
+import onnx_ir
 import pytest
-from native_models import agree, graph, needs_compiler, run, targets, with_types
+from native_models import agree, graph, needs_compiler, opened, reference, run, targets, with_types
 from onnx import helper
+
+from redline.native import isa
+from redline.native.compile import compile_graph
+from redline.native.winograd import tolerance_class
 
 pytestmark = needs_compiler
 
@@ -22,7 +27,8 @@ def array(*shape, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("m", "k", "n"), [(1, 1, 1), (1, 16, 64), (3, 7, 33), (29, 40, 70), (64, 300, 257), (0, 4, 5)]
+    ("m", "k", "n"),
+    [(1, 1, 1), (1, 16, 64), (3, 7, 33), (29, 40, 70), (64, 300, 257), (61, 512, 70), (0, 4, 5)],
 )
 @pytest.mark.parametrize("threads", [1, 2])
 def test_product_with_constant_weights(target, threads, m, k, n):
@@ -104,6 +110,29 @@ def test_winograd_within_its_class(target, size, channels, out):
     ]
     model = graph(nodes, {"x": x}, ["y"], weights)
     agree(model, [x], target=target, winograd=True, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("size", [(7, 7), (9, 14), (4, 4)])
+@pytest.mark.parametrize("channels", [(32, 32), (70, 50)])
+def test_the_smaller_winograd_within_its_class(target, size, channels, tmp_path):
+    inside, outside = channels
+    x = array(1, inside, *size)
+    weights = {"w": array(outside, inside, 3, 3, seed=1)}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1], name="conv")]
+    model = graph(nodes, {"x": x}, ["y"], weights)
+    made = compile_graph(
+        onnx_ir.serde.deserialize_model(model), isa.get(target), 2, tmp_path, winograd=True,
+        choices={"conv": {"winograd": 2}},
+    )  # fmt: skip
+    assert tolerance_class(made.program.nodes) in ("winograd-f23", "fp32")  # few channels: direct
+    assert ("winograd" in [n.kind for n in made.program.nodes]) == (
+        inside >= 2 * isa.get(target).lanes
+    )
+    runner = opened(model, [x], tmp_path)
+    (got,), (want,) = runner.run([x]), reference(model, [x])
+    runner.close()
+    scale = np.sqrt(np.mean(np.square(want)))
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5 * scale)
 
 
 def test_convolutions_in_a_row_share_memory_and_keep_their_halos(target):

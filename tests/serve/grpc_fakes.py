@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -30,6 +31,7 @@ class NumpyPlane:
 
     def __init__(self):
         self.gate = None
+        self.repository = self
         self.extensions = ["statistics"]
         self.is_ready = True
         self.seen = []  # requests, as they came
@@ -56,6 +58,9 @@ class NumpyPlane:
         if request.outputs:
             outputs = {name: outputs[name] for name in request.outputs}
         return Response(request.model, "1", outputs, request.id)
+
+    def find(self, name, version):
+        return SimpleNamespace(max_batch=8)
 
     @staticmethod
     def unknown(name):
@@ -126,7 +131,8 @@ class Running:
             self.plane.gate = asyncio.Event()
         else:
             await self.plane.start()
-        return await self.front.start()
+        await self.front.start()
+        return self.front.port
 
     def call(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)

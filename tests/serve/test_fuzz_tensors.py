@@ -86,6 +86,11 @@ def ask(data):
     return "taken"
 
 
+def test_an_empty_tensor_that_no_array_can_have_is_refused():
+    assert not parse(b"", "FP32", (0, 1 << 62, 1 << 62))
+    assert parse(b"", "FP32", (0, 1 << 10))
+
+
 SHAPES = st.lists(st.integers(-2, 1 << 63), max_size=6) | st.lists(st.integers(0, 6), max_size=4)
 
 

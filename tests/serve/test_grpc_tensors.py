@@ -7,8 +7,6 @@ import pytest
 from grpc_fakes import SPECIAL, serving
 
 from redline.serve import dtypes
-from redline.serve.grpc_tensors import classify
-from redline.serve.messages import ServeError
 
 grpcclient = pytest.importorskip("tritonclient.grpc")
 pb = grpcclient.service_pb2
@@ -128,6 +126,7 @@ def overflow_of_bytes(r):
 
 def overflow_with_zero(r):
     r.inputs[0].shape[:] = [0, 1 << 62, 1 << 62]
+    r.raw_input_contents[0] = b""
 
 
 def unknown_type(r):
@@ -244,21 +243,3 @@ def test_state_is_refused_and_parameters_of_ones_own_are_not(stub):
 def test_an_id_and_a_version_come_back(stub):
     found = stub.ModelInfer(request(id="line\nbreak", model_version="1"))
     assert (found.id, found.model_version) == ("line\nbreak", "1")
-
-
-@pytest.mark.parametrize(
-    ("scores", "classes", "told"),
-    [
-        (np.array([1, 5, 3], np.int32), 2, [b"5:1", b"3:2"]),
-        (np.array([2, 2, 2], np.uint8), 9, [b"2:0", b"2:1", b"2:2"]),
-        (np.array([0.5, 2], ml_dtypes.bfloat16).astype(np.float32), 1, [b"2.000000:1"]),
-    ],
-)
-def test_classification(scores, classes, told):
-    assert classify(scores, classes).tolist() == told
-
-
-@pytest.mark.parametrize("scores", [np.array(1.0), np.empty((0, 3)), np.array([b"a"], object)])
-def test_what_has_no_classes(scores):
-    with pytest.raises(ServeError, match="classification"):
-        classify(scores, 2)

@@ -10,9 +10,9 @@ import pytest
 from ops_samples import QuietPlane  # type: ignore[import-not-found]
 
 from redline.serve.keys import Keys
-from redline.serve.grpc_front import _Gate
 from redline.serve.operator import Operator, Options
 from redline.serve.routes import Gate, classify_rpc
+from redline.serve.rpc_access import AccessInterceptor
 from redline.serve.security import Access
 
 USER, ADMIN = "user-key-0123456789", "admin-key-0123456789"
@@ -57,7 +57,7 @@ async def code(channel: Any, name: str, key: str) -> str:
 
 
 async def table(operator: Operator, key: str) -> dict[str, str]:
-    server = grpc.aio.server(interceptors=[_Gate(operator.authorize)])
+    server = grpc.aio.server(interceptors=[AccessInterceptor(operator.authorize)])
     server.add_generic_rpc_handlers([Everything()])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import io
 import struct
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from redline.errors import RedlineError
+from redline.errors import InputError, RedlineError
 from redline.train import load_data
 from redline.train.data import Arrays, Batches
 
@@ -117,3 +119,42 @@ def test_batches_start_anywhere_and_are_shared_out():
     assert len(parts[0]) == len(parts[1])
     seen = [i for part in parts for x, _ in part.epoch(2) for i in x.tolist()]
     assert set(seen) == set(range(23))
+
+
+def _zip(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, raw in members.items():
+            archive.writestr(name, raw)
+    return path
+
+
+def _png(value: int) -> bytes:
+    held = io.BytesIO()
+    Image.new("RGB", (8, 8), (value, value, value)).save(held, "PNG")
+    return held.getvalue()
+
+
+def test_a_zip_that_reaches_outside_is_refused(tmp_path):
+    path = _zip(tmp_path / "evil.zip", {"a/../../b/1.png": _png(1)})
+    with pytest.raises(InputError, match="outside of the zip"):
+        load_data(path)
+
+
+def test_a_member_that_unpacks_too_far_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("redline.train.sources._MOST_FILE", 1000)
+    path = _zip(tmp_path / "bomb.zip", {"a/1.png": bytes(100_000)})
+    with pytest.raises(InputError, match="unpacks to more than"):
+        load_data(path)
+
+
+def test_val_is_held_out_and_test_is_left_alone(tmp_path):
+    members = {f"{part}/{name}/{i}.png": _png(i) for part in ("train", "val", "test")
+               for name in "ab" for i in range(2 if part == "val" else 3)}  # fmt: skip
+    data = load_data(_zip(tmp_path / "three.zip", members))
+    assert (len(data.train), len(data.test)) == (6, 4)
+
+
+def test_a_class_without_training_images_is_told(tmp_path):
+    members = {"train/a/1.png": _png(1), "test/a/1.png": _png(1), "test/b/1.png": _png(2)}
+    with pytest.raises(InputError, match="no training image of class 'b'"):
+        load_data(_zip(tmp_path / "odd.zip", members))

@@ -174,37 +174,65 @@ def test_early_stopping_ends_with_the_best_weights(tmp_path):
     assert done.history[done.best_epoch - 1]["metrics"]["accuracy"] == pytest.approx(best)
 
 
-@pytest.mark.slow
-def test_two_processes_train_one_network(tmp_path):
+def in_two_processes(tmp_path, calls: str, port: int, **environment: str) -> list[str]:
+    """What both ranks tell of a script that trains `done` and then `total`s its weights."""
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(
             f"""
             import torch
-            from redline.train import fit
+            from redline.train import Recipe, fit
             out = {str(tmp_path / "r")!r}
-            done = fit("mlp", "digits", epochs=3, batch_size=64, device="cpu", out=out)
+            recipe = Recipe(epochs=3, batch_size=64, device="cpu", schedule="constant")
+            {calls}
             import torch.distributed as dist
             total = sum(p.double().sum() for p in done.model.parameters())
             sums = [torch.zeros((), dtype=torch.float64) for _ in range(2)]
             dist.all_gather(sums, total)
             assert torch.equal(*sums), sums
-            told = f"{{done.steps}} {{done.metrics['accuracy']}}"
+            told = f"{{done.steps}} {{done.metrics['accuracy']}} {{total.item():.9f}}"
             open({str(tmp_path)!r} + f"/rank{{dist.get_rank()}}", "w").write(told)
+            dist.barrier()
             dist.destroy_process_group()
             """
         )
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    given = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment
     told = subprocess.run(
-        [*command, "--master-port=29533", str(script)], capture_output=True, text=True,
-        env=environment, timeout=110, check=False,
+        [*command, f"--master-port={port}", str(script)], capture_output=True, text=True,
+        env=given, timeout=110, check=False,
     )  # fmt: skip
     assert told.returncode == 0, told.stderr[-2000:]
-    ranks = [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)]
+    return [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)]
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(tmp_path):
+    ranks = in_two_processes(tmp_path, 'done = fit("mlp", "digits", recipe, out=out)', 29533)
     assert ranks[0] == ranks[1]
     assert ranks[0].startswith("36 ")  # 1438 samples, two processes, batches of 64, three epochs
+
+
+@pytest.mark.slow
+def test_shards_train_as_whole_weights_do(tmp_path):
+    whole, shards, again = (tmp_path / name for name in ("whole", "shards", "again"))
+    for folder in (whole, shards, again):
+        folder.mkdir()
+    plain = in_two_processes(whole, 'done = fit("mlp", "digits", recipe, out=out)', 29534)
+    asked = {"ACCELERATE_USE_FSDP": "true"}
+    split = in_two_processes(shards, 'done = fit("mlp", "digits", recipe, out=out)', 29535, **asked)
+    broken = (
+        'fit("mlp", "digits", recipe, shard=True, max_steps=17, out=out); '
+        'done = fit("mlp", "digits", recipe, shard=True, out=out, resume=True)'
+    )
+    resumed = in_two_processes(again, broken, 29536)
+    assert split[0] == split[1]
+    one, two = (told[0].split() for told in (plain, split))
+    assert one[0] == two[0] == "36"
+    assert float(one[1]) == pytest.approx(float(two[1]), abs=0.01)
+    assert float(one[2]) == pytest.approx(float(two[2]), abs=1e-3)
+    assert resumed == split
 
 
 @pytest.mark.slow

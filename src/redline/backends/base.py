@@ -34,7 +34,6 @@ class Traits:
     has_program: bool
     has_module: bool
     operators: dict[str, int] = field(default_factory=dict)
-    precisions: tuple[str, ...] = ("fp32",)
 
 
 @dataclass(frozen=True)
@@ -73,11 +72,13 @@ class Backend(Protocol):
 
     `wants` says what the build child must be given: "graph", "program" or "module".
     `local` backends (eager) have no part to package: they run the module (see LocalBackend).
+    `low_precision` backends are fast on graphs with Q/DQ pairs and weights of few bits.
     """
 
     name: str
     wants: Literal["graph", "program", "module"]
     local: bool
+    low_precision: bool
 
     def missing(self) -> Missing | None:
         """None when usable here; cheap, and never raises."""

@@ -24,6 +24,7 @@ class EagerBackend:
     name = "eager"
     wants: Literal["graph", "program", "module"] = "module"
     local = True
+    low_precision = False
 
     def missing(self) -> Missing | None:
         try:

@@ -30,6 +30,7 @@ class InductorBackend:
     name = "inductor"
     wants: Literal["graph", "program", "module"] = "program"
     local = False
+    low_precision = False
 
     def missing(self) -> Missing | None:
         try:

@@ -23,7 +23,7 @@ from redline.signature import Signature
 if TYPE_CHECKING:
     import onnx_ir
 
-GENERATION = "3"  # one more whenever the kernels change their speed or their numbers
+GENERATION = "4"  # one more whenever the kernels change their speed or their numbers
 _MOST = 4  # builds of one model
 
 
@@ -33,6 +33,7 @@ class NativeBackend:
     name = "native"
     wants: Literal["graph", "program", "module"] = "graph"
     local = False
+    low_precision = False
 
     def missing(self) -> Missing | None:
         if toolchain.compiler() is None:
@@ -69,6 +70,7 @@ class NativeBackend:
         import onnx_ir
 
         from redline.native.compile import compile_graph, tune_graph
+        from redline.native.winograd import tolerance_class
 
         if source.graph is None:
             raise RefusedError("the model has no ONNX graph")
@@ -76,6 +78,7 @@ class NativeBackend:
         if candidate.setting.get("partition"):
             return segments(onnx_ir.load(source.graph), target, candidate, folder)
         kinds: Counter[str] = Counter()
+        tolerance = "fp32"
         files: list[str] = []
         for point in points(source.signature):
             model = onnx_ir.load(source.graph)
@@ -87,6 +90,7 @@ class NativeBackend:
                 choices = tune_graph(model, target, many, inputs, winograd=winograd)
             made = compile_graph(model, target, many, folder, winograd=winograd, choices=choices)
             kinds = Counter(node.kind for node in made.program.nodes)
+            tolerance = tolerance_class(made.program.nodes)
             files += _named(folder, point)
         return Part(
             "native",
@@ -95,7 +99,7 @@ class NativeBackend:
             code=True,
             isa=target.needs,
             operators=dict(kinds),
-            tolerance_class="winograd-f43" if "winograd" in kinds else "fp32",
+            tolerance_class=tolerance,
         )
 
 

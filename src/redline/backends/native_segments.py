@@ -12,6 +12,7 @@ import msgspec
 
 from redline.backends.base import Candidate
 from redline.engine.manifest import Part
+from redline.native.ir import Node
 from redline.native.isa import Isa
 
 if TYPE_CHECKING:
@@ -36,10 +37,12 @@ def segments(model: onnx_ir.Model, target: Isa, candidate: Candidate, folder: Pa
 
     from redline.native.compile import compile_graph
     from redline.native.partition import Cut
+    from redline.native.winograd import tolerance_class
 
     cut = Cut(model)
     threads, winograd = int(candidate.setting["threads"]), bool(candidate.setting["winograd"])
     kinds: Counter[str] = Counter()
+    compiled: list[Node] = []
     files = ["plan.json"]
     for place, part in enumerate(cut.segments):
         proto = cut.model(part)
@@ -51,6 +54,7 @@ def segments(model: onnx_ir.Model, target: Isa, candidate: Candidate, folder: Pa
         piece = onnx_ir.serde.deserialize_model(proto)
         made = compile_graph(piece, target, threads, folder, winograd=winograd)
         kinds.update(node.kind for node in made.program.nodes)
+        compiled += made.program.nodes
         for name in ("model.so", "weights.bin"):
             files.append(name.replace(".", f"-{place}."))
             (folder / name).replace(folder / files[-1])
@@ -72,5 +76,5 @@ def segments(model: onnx_ir.Model, target: Isa, candidate: Candidate, folder: Pa
         isa=target.needs,
         needs={"onnxruntime": version("onnxruntime")},
         operators=dict(kinds),
-        tolerance_class="winograd-f43" if "winograd" in kinds else "fp32",
+        tolerance_class=tolerance_class(compiled),
     )

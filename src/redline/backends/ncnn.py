@@ -27,6 +27,7 @@ class NcnnBackend:
     name = "ncnn"
     wants: Literal["graph", "program", "module"] = "graph"
     local = False
+    low_precision = False
 
     def missing(self) -> Missing | None:
         try:

@@ -24,6 +24,7 @@ class NullBackend:
     name = "null"
     wants: Literal["graph", "program", "module"] = "graph"
     local = False
+    low_precision = False
 
     def missing(self) -> Missing | None:
         return None

@@ -19,6 +19,7 @@ class OpenVinoBackend:
     name = "openvino"
     wants: Literal["graph", "program", "module"] = "graph"
     local = False
+    low_precision = True
 
     def missing(self) -> Missing | None:
         try:

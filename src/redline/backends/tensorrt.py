@@ -21,6 +21,7 @@ class TensorRtBackend:
     name = "tensorrt"
     wants: Literal["graph", "program", "module"] = "graph"
     local = False
+    low_precision = False
 
     def missing(self) -> Missing | None:
         if not _has_gpu():

@@ -29,11 +29,34 @@ def load_factory(target: str) -> Any:
         InputError: no such module or attribute; says "did you mean".
         ModelError: the factory fails.
     """
+    return _build(load_object(target), target)
+
+
+def load_data(target: str) -> Any:
+    """A loader from the command line: the arrays of an .npy or .npz file as one batch, whose first
+    axis counts samples; or what "pkg.module:loader" names, called where it is a function.
+
+    Raises:
+        InputError: no such file, module or attribute.
+    """
+    if target.endswith((".npy", ".npz")):
+        pairs = _read(Path(target))
+        return [dict(pairs) if pairs[0][0] else pairs[0][1]]
+    found = load_object(target)
+    return found() if callable(found) else found
+
+
+def load_object(target: str) -> Any:
+    """What "pkg.module:name" names, as it is.
+
+    Raises:
+        InputError: no such module or attribute; says "did you mean".
+    """
     module_name, _, attribute = target.partition(":")
     if not module_name or not attribute:
         raise InputError(
-            f"{target!r} does not name a model",
-            hint="write pkg.module:factory, or the path of an .onnx or .pt file",
+            f"{target!r} names nothing in a module",
+            hint="write pkg.module:name, or the path of a file",
         )
     here = str(Path.cwd())
     if here not in sys.path:
@@ -50,7 +73,7 @@ def load_factory(target: str) -> Any:
         near = difflib.get_close_matches(attribute, dir(module), n=1)
         hint = f"did you mean {module_name}:{near[0]}?" if near else "check the spelling"
         raise InputError(f"module {module_name!r} has no {attribute!r}", where=target, hint=hint)
-    return _build(getattr(module, attribute), target)
+    return getattr(module, attribute)
 
 
 def _build(found: Any, target: str) -> Any:

@@ -34,7 +34,29 @@ def optimize(
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Try this precision. Can be given again."),
+        typer.Option(
+            metavar="NAME",
+            help="Try this precision: fp32, int8, int8-dynamic, int8-weights, int4-weights, "
+            "fp16, bf16. Can be given again.",
+        ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Inputs like those of real use, for int8: an .npy or .npz file whose first axis "
+            "counts samples, or pkg.module:loader.",
+        ),
+    ] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METRIC", help="pkg.module:accuracy, called with the model; higher is better."
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(metavar="PART", help="How much the metric may fall, such as 0.005."),
     ] = None,
     minimize: Annotated[
         str,
@@ -83,13 +105,14 @@ def optimize(
     span = options.dynamic(dynamic)
 
     import redline
-    from redline.capture.factory import parse_inputs
+    from redline.capture.factory import load_data, load_object, parse_inputs
 
     goal = redline.Goal(
         minimize=minimize,
         max_latency=max_latency,
         max_memory=max_memory,
         max_size=max_size,
+        max_drop=max_drop,
     )
     with options.talk_on_stderr():
         engine = redline.optimize(
@@ -99,6 +122,8 @@ def optimize(
             backends=backend,
             precisions=precision or ("fp32",),
             dynamic=span,
+            calibration=load_data(calibration) if calibration else None,
+            evaluate=load_object(evaluate) if evaluate else None,
             budget=budget,
             seed=seed,
             use_cache=not no_cache,

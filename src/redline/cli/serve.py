@@ -56,6 +56,10 @@ def serve(
     models: _Models,
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(help="0 takes any that is free.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="0 takes any that is free.")] = 8001,
+    shared_memory: Annotated[
+        bool, typer.Option("--shared-memory", help="Let clients register shared memory.")
+    ] = False,
     allow_remote: Annotated[
         bool, typer.Option("--allow-remote", help="Let other machines reach it.")
     ] = False,
@@ -106,6 +110,7 @@ def serve(
         raise InputError(f"{models} is not a folder", hint="give the folder that holds the models")
     try:
         from redline.serve import server
+        from redline.serve.extension import Grpc
     except ImportError as error:
         raise MissingError(
             f"serving needs a library that is not installed: {error.name}",
@@ -113,10 +118,12 @@ def serve(
         ) from error
     from redline.serve.operator import Options
     from redline.serve.settings import Limits, Settings
+    from redline.serve.shared_memory import SharedMemory
     from redline.serve.supervise import descriptors, supervise
 
     settings = Settings(
-        models=models, name=name, host=host, http_port=http_port, allow_remote=allow_remote,
+        models=models, name=name, host=host, http_port=http_port, grpc_port=grpc_port,
+        allow_remote=allow_remote,
         mode=mode, poll_seconds=poll_seconds, load=tuple(load or ()),
         exit_on_error=not keep_going, queue_size=queue_size, delay=delay_us * 1e-6,
         queue_timeout=timeout_ms * 1e-3, instances=instances, threads=threads,
@@ -133,10 +140,12 @@ def serve(
     if workers > 1 and not worker:
         supervise(settings, operating, workers, options.note)
         return
+    grpc = Grpc(shared=SharedMemory(enabled=shared_memory), reuse_port=bool(worker))
 
     def started(running: server.Server) -> None:
         count = len(running.plane.repository.served())
         scheme = "https" if tls_cert else "http"
         options.note(f"serving {count} models on {scheme}://{host}:{running.http_port}")
+        options.note(f"gRPC on {host}:{grpc.front.port if grpc.front else 0}")
 
-    server.run(settings, started, (), operating, descriptors(worker))
+    server.run(settings, started, [grpc], operating, descriptors(worker))

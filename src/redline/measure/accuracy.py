@@ -14,10 +14,13 @@ error = output_error
 # What a candidate's error may be: factor * (eager float32's own error) + floor.
 # "fp32" leaves room for another order of summation. "winograd-f63": Winograd F(6x6,3x3) loses two
 # to three digits (Lavin and Gray, arXiv 1509.09308; Barabasz et al., arXiv 1803.10986).
+# "quantised": in a graph that was given with Q/DQ pairs a value between two levels may take either.
 TOLERANCE_CLASSES = {
     "fp32": (10.0, 2e-6),
+    "winograd-f23": (30.0, 6e-6),
     "winograd-f43": (100.0, 2e-5),
     "winograd-f63": (1000.0, 2e-4),
+    "quantised": (10.0, 0.1),
 }
 
 

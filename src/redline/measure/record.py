@@ -99,6 +99,35 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """One layer of a compressed graph: what it is computed in, why, what it costs in accuracy."""
+
+    node: str
+    operator: str
+    precision: str
+    reason: str = ""
+    sensitivity: float | None = None
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A graph of lower precision.
+
+    Attributes:
+        name: e.g. "int8", or "int8-keep4" with four layers in float.
+        size: bytes of the graph.
+        drop, max_drop: what it loses against fp32, and what it may lose; how that is measured.
+    """
+
+    name: str
+    size: int
+    drop: float
+    max_drop: float
+    how: str
+    layers: tuple[Kept, ...] = ()
+
+
+@dataclass(frozen=True)
 class Study:
     """Everything one optimize() learned; a report is made from this and nothing else.
 
@@ -110,6 +139,7 @@ class Study:
             parameters of the graph at its opt sizes.
         yardstick: eager float32's own error against the float64 reference, and how it was made.
         notes: (what, where, hint) from capture.
+        compressed: the graphs of lower precision, those that lost too much among them.
         seconds: wall time of the whole optimize; budget: what was promised.
     """
 
@@ -131,3 +161,4 @@ class Study:
     inputs: tuple[str, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
+    compressed: tuple[Tried, ...] = ()

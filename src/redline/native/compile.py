@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir
 
 from redline.native import expand, toolchain
+from redline.native.attention import fuse_attention
 from redline.native.debug import Trace
 from redline.native.emit import Sources, emit
 from redline.native.fuse import fuse
@@ -40,7 +41,7 @@ def compile_graph(
 ) -> Compiled:
     """Write "model.so" and "weights.bin" into `folder`.
 
-    `winograd` allows Winograd's F(4x4, 3x3) where it pays; `choices` are what tune_graph() found.
+    `winograd` allows Winograd's convolutions where they pay; `choices` are what tune_graph() found.
     REDLINE_DUMP names a folder that gets the C++ as well, and REDLINE_DEBUG=2 to 5 tells what each
     pass did.
 
@@ -52,9 +53,36 @@ def compile_graph(
         >>> compile_graph(onnx_ir.load("net.onnx"), isa.get("avx2"), 2, Path("out"))
     """
     trace = Trace()
+    program, sources = lower(model, isa, threads, winograd=winograd, choices=choices, trace=trace)
+    if trace.level >= 5 and trace.folder:
+        toolchain.assemble(sources.files, isa, trace.folder)
+    toolchain.build(sources.files, isa, folder / "model.so")
+    trace.say(2, f"build: {folder / 'model.so'}")
+    (folder / "weights.bin").write_bytes(sources.weights)
+    return Compiled(program, sources)
+
+
+def lower(
+    model: onnx_ir.Model,
+    isa: Isa,
+    threads: int,
+    *,
+    winograd: bool = False,
+    choices: Choices | None = None,
+    trace: Trace | None = None,
+) -> tuple[Program, Sources]:
+    """The passes from the graph to C++; nothing is compiled, and `trace` tells of each.
+
+    Raises:
+        RefusedError: as compile_graph().
+
+    Example:
+        >>> program, sources = lower(onnx_ir.load("net.onnx"), isa.get("avx2"), 2)
+    """
+    trace = trace or Trace()
     program = read(model)
     trace.done("read", program)
-    program = fuse(program)
+    program = fuse_attention(fuse(program))
     trace.done("fuse", program)
     for node in program.nodes:
         node.attrs["way"] = (choices or {}).get(key(node), {})
@@ -68,12 +96,7 @@ def compile_graph(
     sources = emit(program, isa, threads)
     trace.planned(sources.plan)
     trace.sources(sources.files)
-    if trace.level >= 5 and trace.folder:
-        toolchain.assemble(sources.files, isa, trace.folder)
-    toolchain.build(sources.files, isa, folder / "model.so")
-    trace.say(2, f"build: {folder / 'model.so'}")
-    (folder / "weights.bin").write_bytes(sources.weights)
-    return Compiled(program, sources)
+    return program, sources
 
 
 def tune_graph(
@@ -95,5 +118,5 @@ def tune_graph(
     def build(choices: Choices, folder: Path) -> None:
         compile_graph(model, isa, threads, folder, winograd=winograd, choices=choices)
 
-    units = space(fuse(read(model)), isa, winograd)
+    units = space(fuse_attention(fuse(read(model))), isa, winograd)
     return tune(units, build, inputs, seconds) if units else {}

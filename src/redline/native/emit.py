@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from redline.native import attention, emit_calls, emit_rnn, expand, winograd
 from redline.native import emit_anchors as anchors
-from redline.native import emit_calls, emit_rnn, expand, winograd
 from redline.native import emit_loops as loops
 from redline.native import emit_windows as windows
 from redline.native.code import Code
@@ -24,6 +24,7 @@ _EMIT: dict[str, Callable[[Code, Node], str]] = {
     "unblock": loops.reorder,
     "gemm": anchors.gemm,
     "matmul": anchors.matmul,
+    "attention": attention.emit,
     "conv": anchors.conv,
     "depthwise": windows.depthwise,
     "pool": windows.pool,
@@ -74,6 +75,8 @@ def _scratch(code: Code, node: Node) -> int:
         return 0
     if node.kind == "matmul":
         return anchors.matmul_scratch(code, node)
+    if node.kind == "attention":
+        return attention.scratch(code, node)
     if node.kind == "gemm":
         return anchors.gemm_scratch(code, node)
     if node.kind == "winograd":
@@ -103,6 +106,7 @@ def _touched(node: Node) -> list[Value]:
 
 _HEADER = """#define RL_SPIN_NS 100000
 #include "runtime.hpp"
+#include "attention.hpp"
 #include "rnn.hpp"
 #include "rows.hpp"
 #include "winograd.hpp"

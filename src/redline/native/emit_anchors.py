@@ -92,26 +92,37 @@ def gemm(c: Code, node: Node) -> str:
     at = c.weights.add(packed, a["weights"], f"panels{panel}")
     split = c.threads if m * n * k >= SMALL and panels >= 2 else 1
     x = node.ins[0]
-    read, pitch = f"const float* x = {c.pointer(x)};", x.steps[0]
-    if gemm_scratch(c, node):
+    pitch, tiles = x.steps[0], many + rest
+    copied = bool(gemm_scratch(c, node))
+    # Rows that a thread copies for itself need no meeting, if all weights stay in its cache.
+    by_rows = copied and tiles >= 2 * split and packed.nbytes <= 4 * _CHUNK
+    read = [f"const float* x = {c.pointer(x)};"]
+    if copied:
         pitch = k + _SKEW
-        meet = "rl::barrier(c);" if split > 1 else ""
-        read = (
-            f"float* const x = (float*)(c.arena + {a['scratch']});\n"
-            f"const rl::Span lines = rl::share({m}, t, {split});\n"
-            f"for (long i = lines.first; i < lines.last; ++i)\n"
-            f"memcpy(x + i * {pitch}, {c.pointer(x)} + i * {x.steps[0]}, {k * 4});\n{meet}"
-        )
-    return (
-        f"if (t >= {split}) return;\n"
-        f"{read} float* y = {c.pointer(node.out, write=True)};\n"
-        f"const float* w = (const float*)(c.weights + {at}); const long m0 = 0; (void)m0;\n"
-        f"const auto epilogue = {lambda_epilogue(c, node, 'long m, long n')};\n"
-        f"const rl::Span part = rl::share({panels}, t, {split});\n"
-        f"for (long p = part.first; p < part.last; ++p)\n"
-        f"rl::gemm_panel<{size}, {wide}>(x, {pitch}, w + p * {k * panel}, {k}, y, {n}, "
-        f"p * {panel}, {n}, {many}, {rest}, epilogue);\n"
-    )
+        mine = "rl::Span{m0, m1}" if by_rows else f"rl::share({m}, t, {split})"
+        read = [
+            f"float* const x = (float*)(c.arena + {a['scratch']}) + m0 * {pitch};",
+            f"const rl::Span lines = {mine};",
+            "for (long i = lines.first; i < lines.last; ++i)",
+            f"memcpy(x + (i - m0) * {pitch}, {c.pointer(x)} + i * {x.steps[0]}, {k * 4});",
+            "rl::barrier(c);" if split > 1 and not by_rows else "",
+        ]
+    spans = [f"rl::share({panels}, t, {split})", f"rl::Span{{0, {tiles}}}"]
+    if by_rows:
+        spans = [f"rl::Span{{0, {panels}}}", f"rl::share({tiles}, t, {split})"]
+    lines = [
+        f"if (t >= {split}) return;",
+        f"const rl::Span part = {spans[0]}, rows = {spans[1]};",
+        f"const rl::Tiles mine = rl::tiles(rows, {many}, {size});",
+        "const long m0 = mine.first, m1 = mine.last; (void)m1;",
+        *read,
+        f"float* y = {c.pointer(node.out, write=True)} + m0 * {n};",
+        f"const float* w = (const float*)(c.weights + {at});",
+        f"const auto epilogue = {lambda_epilogue(c, node, 'long m, long n')};",
+        "for (long p = part.first; p < part.last; ++p)",
+        f"rl::gemm_panel<{size}, {wide}>(x, {pitch}, w + p * {k * panel}, {k}, y, {n}, p * {panel}, {n}, mine.many, mine.rest, epilogue);",
+    ]
+    return "\n".join([*lines, ""])
 
 
 def gemm_scratch(c: Code, node: Node) -> int:

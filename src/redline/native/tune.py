@@ -59,7 +59,7 @@ def space(program: Program, isa: Isa, winograd: bool) -> list[Unit]:
         if node.kind == "conv" and node.attrs["groups"] == 1:
             ways += [{"order": order} for order in ("rows", "panels")]
             if winograd and _could_be_winograd(node):
-                ways += [{"winograd": True}, {"winograd": False}]
+                ways += [{"winograd": outputs} for outputs in (4, 2, 0)]
         if node.kind == "depthwise" and node.ins[0] in makers:
             names |= set(makers[node.ins[0]].names)
             ways += [{"expand": False}, {"expand": True}]

@@ -12,7 +12,7 @@ import msgspec
 from markupsafe import Markup
 
 from redline.measure.record import Study
-from redline.report import card, chain, charts, figures, units
+from redline.report import card, chain, charts, figures, precision, units
 from redline.report.card import Card
 from redline.report.columns import Column, allowed, detail, telling
 from redline.report.document import content_hash, template
@@ -51,6 +51,8 @@ def render(study: Study) -> str:
         rest=[_rest_row(row) for row in rest],
         roof=_roof_words(roof),
         operators=charts.operators(study),
+        levels=precision.levels(study),
+        judged=study.compressed[0].how if study.compressed else "",
         pieces=_pieces(study, machine),
         missed=best.missed if (best := figures.winner(study)) else (),
         chain=chain.links(study),

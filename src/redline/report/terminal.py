@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from redline.measure.record import Study
-from redline.report import card, chain, figures, units
+from redline.report import card, chain, figures, precision, units
 from redline.report.columns import Column, Detail, detail, telling
 from redline.report.figures import Row
 
@@ -39,6 +39,7 @@ class Page:
             yield _table(timed, width)
         yield from _reasons("Why not the others", _losers(timed))
         yield from _reasons("Not in the race", rest, outcome=True)
+        yield from _precisions(self.study)
         yield from _limits(self.study)
         yield from _notes(self.study)
 
@@ -158,6 +159,24 @@ def _limits(study: Study) -> Iterator[RenderableType]:
         for record in best:
             line = Text.assemble((record.id, "bold"), "  ", figures.operator_line(study, record))
             yield Padding(line, (0, 0, 0, 2))
+
+
+def _precisions(study: Study) -> Iterator[RenderableType]:
+    """What lower precisions cost and bring."""
+    found = precision.levels(study)
+    if not found:
+        return
+    yield _title("Lower precisions")
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    table.add_column("precision", overflow="fold")
+    for title in ("graph", "loses", "may lose", "fastest"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for level in found:
+        words = "; ".join(word for word in (level.verdict, level.why, level.layers) if word)
+        table.add_row(level.name, level.size, level.drop, level.allowed, level.fastest, words)
+    yield Padding(table, (0, 0, 0, 2))
+    yield Padding(Text(study.compressed[0].how, style="dim"), (0, 0, 0, 2))
 
 
 def _pieces(study: Study) -> Iterator[RenderableType]:

@@ -84,12 +84,12 @@ def count_elements(shape: tuple[int, ...] | list[int], limit: int, name: str) ->
             raise ServeError(
                 Status.INVALID, f"input {name!r} has a negative size in its shape {list(shape)}"
             )
-        total *= size
-        if total > limit and 0 not in shape:
+        total *= max(size, 1)  # what NumPy can index, also where the tensor is empty
+        if total > limit:
             raise ServeError(
                 Status.INVALID, f"input {name!r} has more than {limit} elements: {list(shape)}"
             )
-    return total
+    return 0 if 0 in shape else total
 
 
 def from_bytes(

@@ -92,7 +92,7 @@ class GrpcFront:
 
     Example:
         >>> front = GrpcFront(plane, GrpcOptions(port=0))
-        >>> port = await front.start()
+        >>> await front.start()  # front.port is where it listens
         >>> await front.stop(grace=5.0)
     """
 
@@ -104,6 +104,7 @@ class GrpcFront:
         shared: SharedMemory | None = None,
         settings: ServerSettings | None = None,
         authorize: Authorize | None = None,
+        interceptors: Sequence[Any] = (),
     ) -> None:
         self.options = options
         self.service = Service(
@@ -115,18 +116,20 @@ class GrpcFront:
             stream_requests=options.stream_requests,
         )
         self._plane = plane
-        self._authorize = authorize
+        self.port = options.port
+        gates = [_Gate(authorize)] if authorize else []
+        self._interceptors = [*gates, *interceptors]
         self._server: grpc.aio.Server | None = None
 
-    async def start(self) -> int:
-        """Listen; returns the port.
+    async def start(self) -> None:
+        """Listen; `port` is then the real one.
 
         Raises:
             ServeError: UNAVAILABLE, the address cannot be bound.
         """
         options = self.options
         server = grpc.aio.server(
-            interceptors=[_Gate(self._authorize)] if self._authorize else [],
+            interceptors=self._interceptors,
             options=options.channel(),
             maximum_concurrent_rpcs=options.max_calls,
             compression=options.compression,
@@ -153,8 +156,7 @@ class GrpcFront:
         if self.service.shared.enabled and _SHARED not in self._plane.extensions:
             self._plane.extensions.append(_SHARED)
         await server.start()
-        self._server = server
-        return int(port)
+        self._server, self.port = server, int(port)
 
     async def stop(self, grace: float) -> None:
         """Take no new calls; running ones have `grace` seconds, then they are cancelled."""

@@ -72,7 +72,10 @@ class Service:
             if deadline is not None:
                 request.timeout = min(request.timeout or deadline, max(deadline, 1e-6))
             response: Response = await self.plane.infer(request)
-            return from_response(response, wanted, lease)
+            batched = any(how.classes for how in wanted.values()) and (
+                self.plane.repository.find(request.model, request.version).max_batch > 0
+            )
+            return from_response(response, wanted, lease, batched)
 
     async def stream(
         self, requests: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]

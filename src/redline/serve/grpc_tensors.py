@@ -11,7 +11,8 @@ from redline.serve import dtypes
 from redline.serve.messages import Request, Response, ServeError, Status
 from redline.serve.names import check_name, check_version
 from redline.serve.proto import message
-from redline.serve.shared_memory import Lease
+from redline.serve.rest_tensors import classify
+from redline.serve.shared_memory import Lease, place, whole
 
 ModelInferResponse = message("ModelInferResponse")
 
@@ -73,8 +74,8 @@ def to_request(wire: Any, lease: Lease, limits: TensorLimits) -> tuple[Request, 
     check_name(wire.model_name)
     check_version(wire.model_version)
     parameters = plain_parameters(wire.parameters) if wire.parameters else {}
-    priority = _whole(parameters.pop("priority", 0), "priority")
-    timeout = _whole(parameters.pop("timeout", 0), "timeout")
+    priority = whole(parameters.pop("priority", 0), "priority")
+    timeout = whole(parameters.pop("timeout", 0), "timeout")
     _check_reserved(parameters)
     wanted = _wanted(wire.outputs, limits, lease)
     request = Request(
@@ -100,12 +101,6 @@ def _check_reserved(parameters: dict[str, Any]) -> None:
             raise ServeError(Status.INVALID, f"parameter {_short(key)}: 'triton_' is reserved")
 
 
-def _whole(value: Any, what: str) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 63:
-        raise ServeError(Status.INVALID, f"{what} must be a whole number, 0 or more")
-    return value
-
-
 def _wanted(outputs: Any, limits: TensorLimits, lease: Lease) -> dict[str, Wanted]:
     if len(outputs) > limits.tensors:
         raise ServeError(Status.INVALID, f"more than {limits.tensors} outputs are asked for")
@@ -114,8 +109,8 @@ def _wanted(outputs: Any, limits: TensorLimits, lease: Lease) -> dict[str, Wante
         if output.name in found:
             raise ServeError(Status.INVALID, f"output {_short(output.name)} is asked for twice")
         said = plain_parameters(output.parameters) if output.parameters else {}
-        classes = _whole(said.get("classification", 0), "classification")
-        region, offset, size = _place(said) or ("", 0, 0)
+        classes = whole(said.get("classification", 0), "classification")
+        region, offset, size = place(said) or ("", 0, 0)
         if region and classes:
             raise ServeError(
                 Status.INVALID,
@@ -125,18 +120,6 @@ def _wanted(outputs: Any, limits: TensorLimits, lease: Lease) -> dict[str, Wante
             lease.hold(region, offset, size)
         found[output.name] = Wanted(region, offset, size, classes)
     return found
-
-
-def _place(said: dict[str, Any]) -> tuple[str, int, int] | None:
-    region = said.get("shared_memory_region")
-    if region is None:
-        return None
-    if not isinstance(region, str) or not region:
-        raise ServeError(Status.INVALID, "shared_memory_region must be the name of a region")
-    if "shared_memory_byte_size" not in said:
-        raise ServeError(Status.INVALID, "shared_memory_region needs shared_memory_byte_size")
-    size = _whole(said["shared_memory_byte_size"], "shared_memory_byte_size")
-    return region, _whole(said.get("shared_memory_offset", 0), "shared_memory_offset"), size
 
 
 def _inputs(wire: Any, lease: Lease, limits: TensorLimits) -> dict[str, np.ndarray]:
@@ -154,9 +137,9 @@ def _inputs(wire: Any, lease: Lease, limits: TensorLimits) -> dict[str, np.ndarr
                 Status.INVALID, f"input {_short(name)} has more than {limits.rank} axes"
             )
         count = dtypes.count_elements(shape, limits.elements, name[:100])
-        place = _place(plain_parameters(tensor.parameters)) if tensor.parameters else None
-        if place is not None:
-            data: bytes | bytearray = lease.read(*place)
+        where = place(plain_parameters(tensor.parameters)) if tensor.parameters else None
+        if where is not None:
+            data: bytes | bytearray = lease.read(*where)
         elif raw:
             if at == len(raw) or tensor.HasField("contents"):
                 raise _wrong_raw(wire.inputs, raw)
@@ -217,8 +200,12 @@ def _wide(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype
 
 
-def from_response(response: Response, wanted: dict[str, Wanted], lease: Lease) -> Any:
+def from_response(
+    response: Response, wanted: dict[str, Wanted], lease: Lease, batched: bool = False
+) -> Any:
     """The ModelInferResponse: one raw content for each output, empty where shared memory has it.
+
+    batched: the first axis of outputs is the batch, for classification.
 
     Raises:
         ServeError: INVALID, an output does not fit its place in shared memory.
@@ -231,7 +218,7 @@ def from_response(response: Response, wanted: dict[str, Wanted], lease: Lease) -
     raw = wire.raw_output_contents
     for name, found in response.outputs.items():
         how = wanted.get(name)
-        array = classify(found, how.classes) if how and how.classes else found
+        array = classify(found, how.classes, batched) if how and how.classes else found
         output = wire.outputs.add(
             name=name, datatype=dtypes.to_datatype(array.dtype), shape=array.shape
         )
@@ -240,13 +227,7 @@ def from_response(response: Response, wanted: dict[str, Wanted], lease: Lease) -
             raw.append(dtypes.pack_bytes(array) if is_bytes else array.tobytes())
             continue
         data = dtypes.to_bytes(array)
-        if len(data) > how.byte_size:
-            raise ServeError(
-                Status.INVALID,
-                f"shared memory size specified with the request for output {_short(name)} "
-                f"({how.byte_size} bytes) should be at least {len(data)} bytes to hold the results",
-            )
-        lease.write(how.region, how.offset, data)
+        lease.write_output(name, (how.region, how.offset, how.byte_size), data)
         raw.append(b"")
         output.parameters["shared_memory_region"].string_param = how.region
         output.parameters["shared_memory_byte_size"].int64_param = len(data)
@@ -262,28 +243,6 @@ def put_parameter(into: Any, key: str, value: Any) -> None:
     if kind is None:
         raise TypeError(f"parameter {key} is a {type(value).__name__}")
     setattr(into[key], kind, value)
-
-
-def classify(scores: np.ndarray, classes: int) -> np.ndarray:
-    """The `classes` largest along the last axis, as BYTES "value:index", largest first.
-
-    Example:
-        >>> classify(np.array([[0.25, 0.5, 0.125]], np.float32), 2)
-        array([[b'0.500000:1', b'0.250000:0']], dtype=object)
-    """
-    if scores.dtype.kind not in "fiu" or not scores.ndim or not scores.size:
-        raise ServeError(Status.INVALID, "classification needs an output of numbers with an axis")
-    classes = min(classes, scores.shape[-1])
-    # Stable, so that equal scores keep the order of their classes.
-    order = np.argsort(-scores.astype(np.float64), axis=-1, kind="stable")[..., :classes]
-    best = np.take_along_axis(scores, order, axis=-1)
-    form = "%f:%d" if scores.dtype.kind == "f" else "%d:%d"
-    told = np.empty(order.size, dtype=object)
-    told[:] = [
-        (form % pair).encode()
-        for pair in zip(best.ravel().tolist(), order.ravel().tolist(), strict=True)
-    ]
-    return told.reshape(order.shape)
 
 
 def _short(name: str) -> str:

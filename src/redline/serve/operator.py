@@ -19,7 +19,7 @@ from redline.serve.cache import ResponseCache
 from redline.serve.keys import Keys
 from redline.serve.messages import ServeError, Status
 from redline.serve.metrics import Metrics
-from redline.serve.ops import App, Operations, Served
+from redline.serve.ops import Operations, Served
 from redline.serve.routes import Gate, classify_rpc
 from redline.serve.security import Access, keys_in
 
@@ -124,7 +124,7 @@ class Operator:
         """Send logs to stderr in the form that was asked for."""
         logs.setup(self.options.log_format).addFilter(self.log_settings)
 
-    def app(self, inner: App, scrape: Callable[[], Awaitable[str]] | None = None) -> Operations:
+    def app(self, inner: Any, scrape: Callable[[], Awaitable[str]] | None = None) -> Operations:
         """The application to serve, around that of the protocol."""
         return Operations(
             inner,

@@ -28,6 +28,7 @@ from redline.serve.rest_body import (
 )
 from redline.serve.rest_tensors import compose, parse_request
 from redline.serve.settings import Settings
+from redline.serve.shared_memory import SharedMemory
 
 _log = logging.getLogger("redline.serve")
 _WATCH = 0.02  # seconds after which an unanswered client is looked at: has it gone?
@@ -58,6 +59,7 @@ class Rest:
         middleware: called with each request before it is routed; an Answer ends it there.
         routes: (method, path) -> handler, for what is not part of the protocol.
         prefixes: path that begins so -> handler; it sees every method.
+        shared: regions that requests may name; off until an extension turns them on.
 
     Example:
         >>> app = Rest(plane, settings)  # doctest: +SKIP
@@ -68,6 +70,7 @@ class Rest:
         self.plane = plane
         self.settings = settings
         self.limits = settings.limits
+        self.shared = SharedMemory()
         self.middleware: list[Middleware] = []
         self.routes: dict[tuple[str, str], Handler] = {}
         self.prefixes: dict[str, Handler] = {}
@@ -149,14 +152,15 @@ class Rest:
         body = await call.body(self.limits)
         header = call.headers.get(b"inference-header-content-length")
         only = served.inputs[0] if len(served.inputs) == 1 else None
-        request, wanted = parse_request(name, version, body, header, self.limits, only)
-        request.arrived = call.arrived
-        trace = call.headers.get(b"traceparent")
-        if trace:
-            request.traceparent = trace.decode("latin-1")
-        del body
-        response = await self._watched(call, self.plane.infer(request))
-        return compose(response, wanted, served.max_batch > 0)
+        with self.shared.lease() as lease:
+            request, wanted = parse_request(name, version, body, header, self.limits, only, lease)
+            request.arrived = call.arrived
+            trace = call.headers.get(b"traceparent")
+            if trace:
+                request.traceparent = trace.decode("latin-1")
+            del body
+            response = await self._watched(call, self.plane.infer(request))
+            return compose(response, wanted, served.max_batch > 0, lease)
 
     async def _watched(self, call: Call, work: Awaitable[Any]) -> Any:
         """Cancel the work when its client goes. Most answers are there before anyone looks."""

@@ -21,6 +21,7 @@ from redline.serve.messages import Request, Response, ServeError, Status
 from redline.serve.opening import Tensor
 from redline.serve.rest_body import JSON, Answer, Part, decode_json
 from redline.serve.settings import Limits
+from redline.serve.shared_memory import Lease, place
 
 Parameter = bool | int | float | str | None
 
@@ -73,13 +74,14 @@ class Wanted:
 
 def parse_request(
     model: str, version: str, body: Part, header: bytes | None, limits: Limits,
-    raw_input: Tensor | None = None,
+    raw_input: Tensor | None = None, lease: Lease | None = None,
 ) -> tuple[Request, Wanted]:  # fmt: skip
     """A request from its body.
 
     Args:
         header: what Inference-Header-Content-Length says: bytes of JSON before the binary data.
         raw_input: the model's only input, which a body without any JSON is for.
+        lease: shared memory that the request may use; None where there is none.
 
     Raises:
         ServeError: INVALID, with the input or field that is wrong.
@@ -95,7 +97,10 @@ def parse_request(
     names = tuple(output.name for output in head.outputs)
     if len(set(names)) != len(names):
         raise _invalid("the request names an output twice")
-    request = Request(model, version, _inputs(head, view[size:], limits), names, head.id)
+    for output in head.outputs:  # before the work, not after it
+        if (where := place(output.parameters)) is not None:
+            _lent(lease).hold(*where)
+    request = Request(model, version, _inputs(head, view[size:], limits, lease), names, head.id)
     if head.parameters:
         _apply(request, head.parameters)
     return request, Wanted(head)
@@ -128,7 +133,15 @@ def _apply(request: Request, parameters: dict[str, Parameter]) -> None:
     request.parameters = {name: v for name, v in parameters.items() if name not in own}
 
 
-def _inputs(head: JsonRequest, data: memoryview, limits: Limits) -> dict[str, np.ndarray]:
+def _lent(lease: Lease | None) -> Lease:
+    if lease is None:
+        raise ServeError(Status.UNSUPPORTED, "shared memory is not enabled in this server")
+    return lease
+
+
+def _inputs(
+    head: JsonRequest, data: memoryview, limits: Limits, lease: Lease | None
+) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     at = 0
     for one in head.inputs:
@@ -137,8 +150,11 @@ def _inputs(head: JsonRequest, data: memoryview, limits: Limits) -> dict[str, np
         if len(one.shape) > limits.rank:
             raise _invalid(f"input {one.name[:200]!r} has more than {limits.rank} axes")
         count = count_elements(one.shape, limits.elements, one.name[:200])
-        if "shared_memory_region" in one.parameters:
-            raise ServeError(Status.UNSUPPORTED, "shared memory is not enabled in this server")
+        if (where := place(one.parameters)) is not None:
+            copy = memoryview(_lent(lease).read(*where))
+            shape = tuple(one.shape)
+            found[one.name] = from_bytes(copy, one.datatype, shape, count, one.name[:200])
+            continue
         size = one.parameters.get("binary_data_size")
         if size is None:
             found[one.name] = _from_json(one, count, limits)
@@ -255,7 +271,9 @@ def _flag(parameters: dict[str, Parameter], name: str) -> bool:
     return value
 
 
-def compose(response: Response, wanted: Wanted, batched: bool) -> Answer:
+def compose(
+    response: Response, wanted: Wanted, batched: bool, lease: Lease | None = None
+) -> Answer:
     """The answer's body: a JSON head, and behind it the data of binary outputs.
 
     Raises:
@@ -268,12 +286,18 @@ def compose(response: Response, wanted: Wanted, batched: bool) -> Answer:
         if classes:
             array = classify(array, classes, batched)
         binary = _flag(parameters, "binary_data") if "binary_data" in parameters else wanted.binary
-        if "shared_memory_region" in parameters:
-            raise ServeError(Status.UNSUPPORTED, "shared memory is not enabled in this server")
         row: dict[str, Any] = {
             "name": name, "datatype": to_datatype(array.dtype), "shape": list(array.shape)
         }  # fmt: skip
-        if binary:
+        if (where := place(parameters)) is not None:
+            data = to_bytes(array)
+            _lent(lease).write_output(name, where, data)
+            row["parameters"] = {
+                "shared_memory_region": where[0],
+                "shared_memory_offset": where[1],
+                "shared_memory_byte_size": len(data),
+            }
+        elif binary:
             data = to_bytes(array)
             row["parameters"] = {"binary_data_size": len(data)}
             parts.append(data)

@@ -39,6 +39,7 @@ ROUTES = (
     Route(r"/page/state", Gate.DATA),
     Route(r"/metrics", Gate.DATA),
     Route(r"/v2/?", Gate.DATA),
+    Route(r"/v2/openapi\.yaml", Gate.DATA),
     Route(rf"{_MODEL}", Gate.DATA),
     Route(rf"{_MODEL}/(?:ready|config|stats|infer|generate|generate_stream)", Gate.DATA),
     Route(r"/v2/models/stats", Gate.DATA),

@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import uvicorn
 
@@ -36,6 +36,15 @@ class Front(Protocol):
 
     async def stop(self, grace: float) -> None:
         """Take nothing new and finish what runs, within so many seconds."""
+        ...
+
+
+@runtime_checkable
+class Guarded(Protocol):
+    """An extension with a way in of its own, which must ask for the same keys."""
+
+    def guard(self, operator: Operator) -> None:
+        """Called before the server starts."""
         ...
 
 
@@ -83,6 +92,9 @@ class Server:
             )
             self.plane.hooks += self.operator.hooks
             self.plane.cache = self.operator.cache
+            for extend in extensions:
+                if isinstance(extend, Guarded):
+                    extend.guard(self.operator)
         self._worker = worker
         self._channel: Channel | None = None
         self.http_port = settings.http_port
@@ -115,7 +127,7 @@ class Server:
             "proxy_headers": False,
             "timeout_graceful_shutdown": max(1, round(self.settings.grace)),
         }
-        app = self.rest if self.operator is None else self.operator.app(self.rest)
+        app: Any = self.rest if self.operator is None else self.operator.app(self.rest)
         if self.operator is not None:
             options |= self.operator.uvicorn()
         config = uvicorn.Config(app, **(options | self.uvicorn_options))  # type: ignore[arg-type]
@@ -127,7 +139,7 @@ class Server:
             await self.plane.start()
             if self._worker is not None and self.operator is not None:
                 self._channel = Channel(self._worker[1], self.operator.metrics.text, _end_self)
-                app.scrape = self._channel.scrape  # type: ignore[union-attr]
+                app.scrape = self._channel.scrape
                 await self._channel.start()
         except BaseException:
             await self.stop(1.0)

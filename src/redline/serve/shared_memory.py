@@ -262,6 +262,23 @@ class Lease:
         while at < len(view):
             at += os.pwrite(region.fd, view[at:], start + at)
 
+    def write_output(
+        self, name: str, where: tuple[str, int, int], data: bytes | memoryview
+    ) -> None:
+        """Put an output where its request wanted it.
+
+        Raises:
+            ServeError: INVALID, it is larger than its place; as `read`.
+        """
+        region, offset, size = where
+        if len(data) > size:
+            raise ServeError(
+                Status.INVALID,
+                f"shared memory size specified with the request for output {name[:100]!r} "
+                f"({size} bytes) should be at least {len(data)} bytes to hold the results",
+            )
+        self.write(region, offset, data)
+
 
 def _cut_short(name: str) -> ServeError:
     return ServeError(
@@ -293,6 +310,34 @@ def _object_name(key: str) -> str:
             Status.INVALID, "the key of a shared memory region is one name after one slash: '/name'"
         )
     return bare
+
+
+def place(parameters: Mapping[str, Any]) -> tuple[str, int, int] | None:
+    """Where a tensor's parameters put it: region, offset and byte size; None for nowhere.
+
+    Raises:
+        ServeError: INVALID, a parameter that cannot be.
+    """
+    region = parameters.get("shared_memory_region")
+    if region is None:
+        return None
+    if not isinstance(region, str) or not region:
+        raise ServeError(Status.INVALID, "shared_memory_region must be the name of a region")
+    if "shared_memory_byte_size" not in parameters:
+        raise ServeError(Status.INVALID, "shared_memory_region needs shared_memory_byte_size")
+    size = whole(parameters["shared_memory_byte_size"], "shared_memory_byte_size")
+    return region, whole(parameters.get("shared_memory_offset", 0), "shared_memory_offset"), size
+
+
+def whole(value: Any, what: str) -> int:
+    """A parameter that must be a whole number of 0 or more.
+
+    Raises:
+        ServeError: INVALID, it is none.
+    """
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ServeError(Status.INVALID, f"{what} must be a whole number, 0 or more")
+    return value
 
 
 Call = Callable[[str, Mapping[str, Any]], Any]

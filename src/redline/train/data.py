@@ -160,9 +160,13 @@ class Batches:
                 return len(self.loader)
             except TypeError:
                 return 0
-        return -(-len(self.order(0)) // self.size)
+        total = getattr(self.source, "epoch_size", len(self.source))
+        if self.pad:
+            total = -(-total // self.world) * self.world
+        mine = len(range(self.rank, total, self.world))
+        return -(-mine // self.size)
 
-    def order(self, epoch: int) -> list[int]:
+    def order(self, epoch: int) -> torch.Tensor:
         """The indices that this process sees in an epoch."""
         total = len(self.source)
         wanted = getattr(self.source, "epoch_size", total)
@@ -173,8 +177,7 @@ class Batches:
             order = torch.arange(total)[:wanted]
         if self.pad and self.world > 1:  # every process must take as many steps
             order = torch.cat([order, order[: -len(order) % self.world]])
-        found: list[int] = order[self.rank :: self.world].tolist()
-        return found
+        return order[self.rank :: self.world]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """The batches of an epoch from number `start` on."""
@@ -184,11 +187,12 @@ class Batches:
                     yield batch
             return
         order = self.order(epoch)
-        cut = [order[at : at + self.size] for at in range(0, len(order), self.size)][start:]
         direct = _direct(self.source)
         if direct is not None and self.collate is default_collate:
-            yield from map(direct, cut)
+            yield from map(direct, torch.split(order, self.size)[start:])
             return
+        rows = order.tolist()
+        cut = [rows[at : at + self.size] for at in range(0, len(rows), self.size)][start:]
         source = _Seeded(self.source, self.seed + epoch) if self.workers else self.source
         # Its own generator: making a loader must not move the generator that dropout uses.
         yield from DataLoader(
@@ -203,7 +207,8 @@ def _direct(source: Any) -> Any:
         inner = _direct(source.dataset)
         if inner is None:
             return None
-        return lambda rows: inner([source.indices[row] for row in rows])
+        places = torch.as_tensor(source.indices)
+        return lambda rows: inner(places[rows])
     if isinstance(source, TensorDataset):
         return lambda rows: [tensor[rows] for tensor in source.tensors]
     return getattr(source, "batch", None)

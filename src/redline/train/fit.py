@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, random_split
 
-from redline.errors import InputError, MissingError, RefusedError
+from redline.errors import InputError
 from redline.train import checkpoint, parts
 from redline.train.bar import Bar
 from redline.train.data import Batches, Data
@@ -21,6 +21,7 @@ from redline.train.log import trackers as named_trackers
 from redline.train.loop import Interrupt, Loop, Place, evaluate, train_epoch
 from redline.train.metrics import metrics as named_metrics
 from redline.train.networks import network
+from redline.train.processes import Shards, Whole, begin
 from redline.train.recipe import Recipe
 from redline.train.result import Result
 from redline.train.sources import load_data
@@ -72,15 +73,15 @@ def fit(
     """
     start = time.monotonic()
     recipe = (recipe or Recipe()).changed(**choices)
-    accelerator = _accelerator(recipe)
+    accelerator, recipe = begin(recipe)
     given = _data(data, test, recipe)
     torch.manual_seed(recipe.seed)
     net: torch.nn.Module = network(model, given) if isinstance(model, str) else model
     if not isinstance(net, torch.nn.Module):
         raise InputError(f"model is a {type(net).__name__}, expected an nn.Module or a name")
     folder = _folder(out, given.name, resume, accelerator)
-    loop, tests, measure = _set_up(net, given, recipe, accelerator)
-    run = _Run(loop, tests, measure, folder, given, net)
+    loop, tests, measure, weights = _set_up(net, given, recipe, accelerator)
+    run = _Run(loop, tests, measure, folder, given, weights)
     if resume:
         run.resume()
     elif accelerator.num_processes > 1:
@@ -109,35 +110,6 @@ def fit(
 def _tell(record: dict[str, Any], followers: Sequence[Any]) -> None:
     for each in followers:
         each.log(record)
-
-
-def _accelerator(recipe: Recipe) -> Any:
-    try:
-        import safetensors  # noqa: F401
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-    except ImportError as error:
-        raise MissingError(
-            f"{error.name} is not installed", hint='pip install "redline[train]"'
-        ) from None
-    device = recipe.device
-    if device == "auto":
-        found = torch.cuda.is_available(), torch.backends.mps.is_available()
-        device = "cuda" if found[0] else "mps" if found[1] else "cpu"
-    kind = device.split(":")[0]
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            "device 'cuda': torch sees no GPU", hint="device='auto', or redline doctor"
-        )
-    if recipe.precision == "fp16" and kind == "cpu":
-        raise InputError("fp16 does not train on a cpu", hint="precision='bf16' or 'fp32'")
-    AcceleratorState._reset_state()  # a second fit() may choose another device or precision
-    precision = "no" if recipe.precision == "fp32" else recipe.precision
-    accelerator = Accelerator(cpu=kind == "cpu", mixed_precision=precision)
-    if "FSDP" in str(accelerator.distributed_type):
-        raise RefusedError("FSDP is not supported yet", hint="run with DDP (accelerate launch)")
-    torch.use_deterministic_algorithms(recipe.deterministic)
-    return accelerator
 
 
 def _data(data: Any, test: Any, recipe: Recipe) -> Data:
@@ -188,17 +160,23 @@ def _set_up(net: torch.nn.Module, data: Data, recipe: Recipe, accelerator: Any) 
     net.to(accelerator.device)
     if recipe.channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = parts.optimizer(recipe, net)
-    model, prepared = accelerator.prepare(net, optimizer)
-    if recipe.compile:
-        model = torch.compile(model)
-    # Accelerate's wrapper is needed for gradient scaling only, and costs microseconds a step.
-    optimizer = prepared if accelerator.scaler is not None else optimizer
     rank, world = accelerator.process_index, accelerator.num_processes
+    held: Whole | None = Shards(net, accelerator) if recipe.shard and world > 1 else None
+    optimizer, model = parts.optimizer(recipe, net), net
+    if held is None:
+        model, prepared = accelerator.prepare(net, optimizer)
+        # Accelerate's wrapper is needed for gradient scaling only, and costs microseconds a step.
+        optimizer = prepared if accelerator.scaler is not None else optimizer
+        held = Whole(net)
+    held.optimizer = optimizer
+    if recipe.compile:
+        model = torch.compile(model)  # type: ignore[assignment]
     shared: dict[str, Any] = {"workers": recipe.workers, "rank": rank, "world": world}
     batches = Batches(
         data.train, recipe.batch_size, seed=recipe.seed, shuffle=recipe.shuffle, pad=True, **shared
     )
+    if isinstance(held, Shards):  # its forward needs every process, so all see every test
+        shared |= {"rank": 0, "world": 1}
     tests = Batches(data.test, 4 * recipe.batch_size, **shared) if data.test is not None else None
     total = recipe.max_steps or recipe.epochs * -(-len(batches) // recipe.accumulate)
     schedule = parts.schedule(recipe, getattr(optimizer, "optimizer", optimizer), total)
@@ -207,7 +185,7 @@ def _set_up(net: torch.nn.Module, data: Data, recipe: Recipe, accelerator: Any) 
         _preparation(recipe, data, accelerator), batches,
         lambda record: None, lambda: None, Place(), Interrupt(),
     )  # fmt: skip
-    return loop, tests, named_metrics(recipe.metrics, data.kind)
+    return loop, tests, named_metrics(recipe.metrics, data.kind), held
 
 
 def _forward(recipe: Recipe, kind: str) -> Callable[[Any, Any], tuple[torch.Tensor, Any, Any]]:
@@ -259,9 +237,10 @@ class _Run:
 
     def __init__(
         self, loop: Loop, tests: Batches | None, measure: Any, folder: Path, data: Data,
-        net: torch.nn.Module,
+        weights: Whole,
     ) -> None:  # fmt: skip
-        self.loop, self.tests, self.measure, self.data, self.net = loop, tests, measure, data, net
+        self.loop, self.tests, self.measure, self.data = loop, tests, measure, data
+        self.weights = weights
         self.folder, self.checkpoints = folder, folder / "checkpoints"
         monitor = loop.recipe.monitor or (measure[0].name if measure else "loss")
         if monitor not in {"loss", *(metric.name for metric in measure)}:
@@ -322,11 +301,11 @@ class _Run:
 
     def save(self, best: bool = False) -> None:
         loop, place = self.loop, self.loop.place
-        state = random_states(loop.accelerator)
+        state, (weights, moments) = random_states(loop.accelerator), self.weights.take()
         if loop.accelerator.is_main_process:
             held = {
                 "place": dataclasses.asdict(place),
-                "optimizer": loop.optimizer.state_dict(),
+                "optimizer": moments,
                 "schedule": {
                     k: v for k, v in loop.schedule.state_dict().items() if k != "lr_lambdas"
                 },
@@ -336,7 +315,6 @@ class _Run:
                          "names": self.data.names},
             }  # fmt: skip
             name = f"epoch-{place.epoch:05}-step-{place.step:09}"
-            weights = self.net.state_dict()
             checkpoint.write(self.checkpoints, name, weights, held)
             if best:
                 checkpoint.write(self.checkpoints, "best", weights, held)
@@ -356,8 +334,7 @@ class _Run:
             raise InputError(f"the recipe changed: {told}", hint="resume with the same choices")
         if len(held["random"]) != loop.accelerator.num_processes:
             raise InputError(f"the run had {len(held['random'])} processes", hint="use as many")
-        self.net.load_state_dict(weights)
-        loop.optimizer.load_state_dict(held["optimizer"])
+        self.weights.put(weights, held["optimizer"])
         loop.schedule.load_state_dict({"lr_lambdas": [None], **held["schedule"]} if isinstance(
             loop.schedule, torch.optim.lr_scheduler.LambdaLR) else held["schedule"])  # fmt: skip
         if held["scaler"] and loop.accelerator.scaler:
@@ -370,10 +347,10 @@ class _Run:
         loop, place = self.loop, self.loop.place
         loop.accelerator.wait_for_everyone()
         if stopped == "early_stop":
-            self.net.load_state_dict(checkpoint.read(self.checkpoints / "best")[0])
+            self.weights.put(checkpoint.read(self.checkpoints / "best")[0])
         ends = stopped == "early_stop" or not place.history or place.batch
-        found = self.test(self.net) if ends else place.history[-1]["metrics"]
-        model = self.net.cpu().eval()
+        found = self.test(self.weights.net) if ends else place.history[-1]["metrics"]
+        model = self.weights.finished()
         raw = next(iter(Batches(self.data.train, 1).epoch(0)))
         batch = loop.prepare(raw, None, 0)
         if isinstance(batch, Mapping):

@@ -54,6 +54,8 @@ class Recipe:
         precision: fp32, bf16 or fp16 (with a gradient scaler; not on cpu).
         channels_last: weights and images in channels_last memory format.
         compile: run the model through torch.compile.
+        shard: with several processes, each holds a part of the weights, gradients and moments
+            (FSDP) instead of all (DDP); `accelerate launch --use_fsdp` asks for it, too.
         split: part of the data that is held out when there is no test set.
         shuffle: a new seeded order every epoch.
         workers: processes that load data; 0 loads in this one.
@@ -91,6 +93,7 @@ class Recipe:
     precision: str = "fp32"
     channels_last: bool = False
     compile: bool = False
+    shard: bool = False
     split: float = 0.2
     shuffle: bool = True
     workers: int = 0

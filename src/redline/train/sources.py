@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import inspect
 import io
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +20,8 @@ from redline.train.data import Arrays, Data, Windows
 BUNDLED = ("digits", "iris", "wine", "breast_cancer", "diabetes", "linnerud")
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 _MOST_BYTES = 8 << 30  # of decoded images: everything is held in memory
+_MOST_FILE = 256 << 20  # of one compressed file, unpacked
+_PARTS = {"train": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
 
 
 def load_data(
@@ -136,8 +140,20 @@ def _files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
         raise InputError(f"not a zip file: {error}", where=str(path)) from None
     with archive:
         for name in sorted(archive.namelist()):
-            if Path(name).suffix.lower() in _IMAGES:
-                yield name, lambda name=name: archive.read(name)  # type: ignore[misc]
+            if Path(name).suffix.lower() not in _IMAGES:
+                continue
+            if name.startswith("/") or ".." in name.split("/"):
+                raise InputError(f"{name!r} lies outside of the zip", where=str(path))
+            yield name, lambda name=name: _member(archive, name)  # type: ignore[misc]
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A file of a zip, unpacked as far as it may be large."""
+    with archive.open(name) as file:
+        raw = file.read(_MOST_FILE + 1)
+    if len(raw) > _MOST_FILE:
+        raise ValueError(f"it unpacks to more than {_MOST_FILE >> 20} MiB")
+    return raw
 
 
 def _images(path: Path, split: float, seed: int, size: int) -> Data:
@@ -166,13 +182,26 @@ def _images(path: Path, split: float, seed: int, size: int) -> Data:
         spent += pixels.nbytes
         if spent > _MOST_BYTES:
             raise InputError("more than 8 GB of images", where=str(path), hint="give a Dataset")
-        part = next((p for p in parts[:-2] if p in ("train", "test", "val", "valid")), "")
-        rows.setdefault("train" if part in ("", "train") else "test", []).append(
-            (parts[-2], pixels)
-        )
+        part = next((_PARTS[p] for p in parts[:-2] if p in _PARTS), "train")
+        rows.setdefault(part, []).append((parts[-2], pixels))
+    return _pictures(path, rows, split, seed)
+
+
+def _pictures(
+    path: Path, rows: dict[str, list[tuple[str, np.ndarray]]], split: float, seed: int
+) -> Data:
+    """Data of decoded images; what is held out is val/ where there is one, so that the weights are
+    not chosen by test/.
+    """
     if "train" not in rows:
         raise InputError("no training images", where=str(path), hint="lay them as CLASS/image.png")
-    names = tuple(sorted({label for held in rows.values() for label, _ in held}))
+    if "val" in rows:
+        rows["test"] = rows.pop("val")
+    names = tuple(sorted({label for label, _ in rows["train"]}))
+    strange = sorted({label for label, _ in rows.get("test", [])} - set(names))
+    if strange:
+        told = ", ".join(map(repr, strange[:5]))
+        raise InputError(f"no training image of class {told}", where=str(path))
     sets = {}
     for part, held in rows.items():
         x = torch.from_numpy(np.stack([pixels for _, pixels in held])).permute(0, 3, 1, 2)
@@ -184,9 +213,11 @@ def _images(path: Path, split: float, seed: int, size: int) -> Data:
 
 def _read_idx(path: Path) -> torch.Tensor:
     """An IDX file of bytes: magic 0 0 8 rank, big-endian sizes, data."""
-    raw = path.read_bytes()
     try:
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        raw = b"" if path.suffix == ".gz" else path.read_bytes()
+        if path.suffix == ".gz":
+            with gzip.open(path) as file:
+                raw = file.read(_MOST_BYTES)
         zero, kind, rank = struct.unpack_from(">HBB", raw)
         sizes = struct.unpack_from(f">{rank}I", raw, 4)
         data = np.frombuffer(raw, np.uint8, offset=4 + 4 * rank)
@@ -245,11 +276,17 @@ def _torchvision(text: str, split: float, seed: int) -> Data:
         raise UnknownNameError("torchvision dataset", name, known)
     make, tensor = getattr(datasets, name), transforms.ToTensor()
     try:
+        ways = inspect.signature(make).parameters
+        if "train" in ways:
+            parts: list[dict[str, Any]] = [{"train": True}, {"train": False}]
+        elif "split" in ways:
+            parts = [{"split": "train"}, {"split": "test"}]
+        else:
+            raise InputError(f"torchvision's {name} has no test set", hint="give a Dataset")
         train, test = (
-            make(root or ".", train=part, transform=tensor, download=False)
-            for part in (True, False)
+            make(root or ".", transform=tensor, download=False, **part) for part in parts
         )
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"torchvision's {name}: {error}", hint="nothing is downloaded") from None
     names = tuple(map(str, getattr(train, "classes", ())))
     return Data(name, train, test, "classes", len(names), tuple(train[0][0].shape), names=names)
@@ -260,6 +297,15 @@ def _hugging_face(text: str, split: float, seed: int) -> Data:
         from datasets import load_from_disk  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise MissingError("datasets is not installed", hint="pip install datasets") from None
-    held = load_from_disk(text)
-    held = held if hasattr(held, "keys") else held.train_test_split(split, seed=seed)
-    return Data(text, held["train"].with_format("torch"), held["test"].with_format("torch"))
+    try:
+        held = load_from_disk(text)
+        held = held if hasattr(held, "keys") else held.train_test_split(split, seed=seed)
+        part = next(name for name in ("validation", "test") if name in held)
+        train, test = (held[name].with_format("torch") for name in ("train", part))
+    except (OSError, ValueError, KeyError, StopIteration) as error:
+        raise InputError(
+            f"no dataset with a train part and a test or validation part: {error}", where=text
+        ) from None
+    classes = [f.names for f in train.features.values() if type(f).__name__ == "ClassLabel"]
+    names = tuple(classes[0]) if len(classes) == 1 else ()
+    return Data(text, train, test, "other", len(names), names=names)

@@ -58,11 +58,31 @@ RL_INLINE void gemm_panel(const float* a, long lda, const float* b, long K, floa
             gemm_tile<M - 1, B>(a, lda, b, K, c, ldc, m, n, N, next, epilogue);
 }
 
+// The rows [first, last) of tiles [t.first, t.last), of which `many` in all are M rows high and the
+// others one less.
+struct Tiles {
+    long first, last, many, rest;
+};
+
+RL_INLINE Tiles tiles(Span t, long many, long M) {
+    const auto row = [=](long i) { return i < many ? i * M : many * M + (i - many) * (M - 1); };
+    const long high = t.first >= many ? 0 : (t.last < many ? t.last : many) - t.first;
+    return {row(t.first), row(t.last), high, t.last - t.first - high};
+}
+
 // b[K][N] by any strides -> panels [N / (B W)][K][B W], the last one filled up with zeros.
 template <int B>
 inline void pack(const float* b, long sk, long sn, long K, long N, float* to) {
     for (long n = 0; n < N; n += B * W) {
         const long wide = N - n < B * W ? N - n : B * W;
+        if (sk == 1) {  // along its rows, so that each line is read once
+            for (long j = 0; j < wide; ++j)
+                for (long k = 0; k < K; ++k) to[k * B * W + j] = b[(n + j) * sn + k];
+            for (long j = wide; j < B * W; ++j)
+                for (long k = 0; k < K; ++k) to[k * B * W + j] = 0;
+            to += K * B * W;
+            continue;
+        }
         for (long k = 0; k < K; ++k, to += B * W) {
             const float* from = b + k * sk + n * sn;
             for (long j = 0; j < wide; ++j) to[j] = from[j * sn];

@@ -1,11 +1,12 @@
-// Winograd's F(4x4, 3x3) over NCHWc: 36 products instead of 144 for 16 outputs (Lavin and Gray,
-// arXiv 1509.09308, with the points 0, 1, -1, 2, -2). Each lane is a channel.
+// Winograd's F(4x4, 3x3) and F(2x2, 3x3) over NCHWc: 36 products instead of 144 for 16 outputs, or
+// 16 instead of 36 for 4 (Lavin and Gray, arXiv 1509.09308, with the points 0, 1, -1, 2, -2).
+// O outputs in a row come of O + 2 inputs; each lane is a channel.
 #pragma once
 #include "conv.hpp"
 
 namespace rl {
 
-// One column of B^T d: six values in, six out.
+// One column of B^T d.
 RL_INLINE void winograd_in(const vf (&d)[6], vf (&v)[6]) {
     const vf a = d[4] - 4.f * d[2], b = d[3] - 4.f * d[1];
     const vf e = d[4] - d[2], f = 2.f * (d[3] - d[1]);
@@ -17,7 +18,14 @@ RL_INLINE void winograd_in(const vf (&d)[6], vf (&v)[6]) {
     v[5] = 4.f * d[1] - 5.f * d[3] + d[5];
 }
 
-// One column of A^T m: six values in, four out.
+RL_INLINE void winograd_in(const vf (&d)[4], vf (&v)[4]) {
+    v[0] = d[0] - d[2];
+    v[1] = d[1] + d[2];
+    v[2] = d[2] - d[1];
+    v[3] = d[1] - d[3];
+}
+
+// One column of A^T m.
 RL_INLINE void winograd_out(const vf (&m)[6], vf (&y)[4]) {
     const vf a = m[1] + m[2], b = m[1] - m[2], c = m[3] + m[4], d = m[3] - m[4];
     y[0] = m[0] + a + c;
@@ -26,42 +34,50 @@ RL_INLINE void winograd_out(const vf (&m)[6], vf (&y)[4]) {
     y[3] = b + 8.f * d + m[5];
 }
 
-// 6x6 pixels of one channel block -> its 36 places in V, `step` floats apart.
+RL_INLINE void winograd_out(const vf (&m)[4], vf (&y)[2]) {
+    y[0] = m[0] + m[1] + m[2];
+    y[1] = m[1] - m[2] - m[3];
+}
+
+// A x A pixels of one channel block -> its places in V, `step` floats apart.
+template <int O>
 inline void winograd_read(const float* x, long row, float* v, long step) {
-    vf t[6][6];
-    for (int j = 0; j < 6; ++j) {
-        vf d[6], u[6];
-        RL_UNROLL for (int i = 0; i < 6; ++i) d[i] = load(x + i * row + j * W);
+    constexpr int A = O + 2;
+    vf t[A][A];
+    for (int j = 0; j < A; ++j) {
+        vf d[A], u[A];
+        RL_UNROLL for (int i = 0; i < A; ++i) d[i] = load(x + i * row + j * W);
         winograd_in(d, u);
-        RL_UNROLL for (int i = 0; i < 6; ++i) t[i][j] = u[i];
+        RL_UNROLL for (int i = 0; i < A; ++i) t[i][j] = u[i];
     }
-    for (int i = 0; i < 6; ++i) {
-        vf u[6];
+    for (int i = 0; i < A; ++i) {
+        vf u[A];
         winograd_in(t[i], u);
-        RL_UNROLL for (int j = 0; j < 6; ++j) store(v + (i * 6 + j) * step, u[j]);
+        RL_UNROLL for (int j = 0; j < A; ++j) store(v + (i * A + j) * step, u[j]);
     }
 }
 
-// The 36 sums of one tile -> 4x4 pixels, those inside the image stored through the epilogue.
-template <class E>
+// The sums of one tile -> O x O pixels, those inside the image stored through the epilogue.
+template <int O, class E>
 RL_INLINE void winograd_write(const float* m, long step, float* y, long row, long ob, long h,
                               long v, long rows, long columns, const E& epilogue) {
-    vf t[4][6];
-    for (int j = 0; j < 6; ++j) {
-        vf d[6], u[4];
-        RL_UNROLL for (int i = 0; i < 6; ++i) d[i] = load(m + (i * 6 + j) * step);
+    constexpr int A = O + 2;
+    vf t[O][A];
+    for (int j = 0; j < A; ++j) {
+        vf d[A], u[O];
+        RL_UNROLL for (int i = 0; i < A; ++i) d[i] = load(m + (i * A + j) * step);
         winograd_out(d, u);
-        RL_UNROLL for (int i = 0; i < 4; ++i) t[i][j] = u[i];
+        RL_UNROLL for (int i = 0; i < O; ++i) t[i][j] = u[i];
     }
-    for (int i = 0; i < 4 && h + i < rows; ++i) {
-        vf u[4];
+    for (int i = 0; i < O && h + i < rows; ++i) {
+        vf u[O];
         winograd_out(t[i], u);
-        for (int j = 0; j < 4 && v + j < columns; ++j)
+        for (int j = 0; j < O && v + j < columns; ++j)
             store(y + i * row + j * W, epilogue(u[j], ob, h + i, v + j));
     }
 }
 
-// One of the 36 products for P tiles: V [blocks][tiles][W] by U [channels][B W] -> M [B][tiles][W].
+// One of the products for P tiles: V [blocks][tiles][W] by U [channels][B W] -> M [B][tiles][W].
 template <int P, int B>
 RL_INLINE void winograd_tile(const float* v, long blocks, long tiles, const float* u, float* m) {
     vf acc[P][B] = {};
@@ -81,22 +97,23 @@ struct Winograd {
 };
 
 // The input of tiles [first, first + count), for the channel blocks [from, to).
+template <int O>
 inline void winograd_input(const Winograd& g, const float* x, float* v, long first, long count,
                            long from, long to) {
     for (long c = from; c < to; ++c)
         for (long i = 0; i < count; ++i) {
-            const long h = (first + i) / g.across * 4, w = (first + i) % g.across * 4;
-            winograd_read(x + c * g.plane + h * g.row + w * W, g.row, v + (c * count + i) * W,
+            const long h = (first + i) / g.across * O, w = (first + i) % g.across * O;
+            winograd_read<O>(x + c * g.plane + h * g.row + w * W, g.row, v + (c * count + i) * W,
                           g.blocks * count * W);
         }
 }
 
-// One panel of B output blocks over `count` tiles: 36 products, then the output transform.
-template <int P, int B, class E>
+// One panel of B output blocks over `count` tiles: the products, then the output transform.
+template <int O, int P, int B, class E>
 inline void winograd_panel(const Winograd& g, const float* v, const float* u, float* m, float* y,
                            long first, long count, long many, long rest, long ob,
                            const E& epilogue) {
-    for (int e = 0; e < 36; ++e) {
+    for (int e = 0; e < (O + 2) * (O + 2); ++e) {
         const float* ve = v + e * g.blocks * count * W;
         const float* ue = u + e * g.blocks * W * B * W;
         float* me = m + e * B * count * W;
@@ -110,8 +127,8 @@ inline void winograd_panel(const Winograd& g, const float* v, const float* u, fl
     }
     for (int j = 0; j < B; ++j)
         for (long i = 0; i < count; ++i) {
-            const long h = (first + i) / g.across * 4, w = (first + i) % g.across * 4;
-            winograd_write(m + (j * count + i) * W, B * count * W,
+            const long h = (first + i) / g.across * O, w = (first + i) % g.across * O;
+            winograd_write<O>(m + (j * count + i) * W, B * count * W,
                            y + j * g.out_plane + h * g.out_row + w * W, g.out_row, ob + j, h, w,
                            g.rows, g.columns, epilogue);
         }

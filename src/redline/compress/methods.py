@@ -1,0 +1,39 @@
+"""The methods that turn one graph into a smaller or faster one, by name."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import onnx_ir as ir
+
+from redline.compress.scheme import Calibration, Compressed, Scheme
+from redline.errors import UnknownNameError
+
+METHODS = {
+    "int8": "redline.compress.int8:int8",
+    "int8-dynamic": "redline.compress.weights:int8_dynamic",
+    "int8-weights": "redline.compress.weights:int8_weights",
+    "int4-weights": "redline.compress.weights:int4_weights",
+    "fp16": "redline.compress.weights:half",
+    "bf16": "redline.compress.weights:half",
+}
+CALIBRATED = ("int8",)  # what needs calibration data
+
+
+def compress(graph: ir.Model, scheme: Scheme, calibration: Calibration | None = None) -> Compressed:
+    """The graph compressed by a scheme; the given one is left as it was.
+
+    Raises:
+        UnknownNameError: there is no such method.
+        RefusedError: it cannot be done, with the reason.
+        MissingError: a library is not installed.
+
+    Example:
+        >>> compress(graph, Scheme("int8"), calibration).layers[0].precision
+        'int8'
+    """
+    if scheme.method not in METHODS:
+        raise UnknownNameError("method", scheme.method, METHODS)
+    module, name = METHODS[scheme.method].split(":")
+    made: Compressed = getattr(import_module(module), name)(graph, scheme, calibration)
+    return made

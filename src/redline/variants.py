@@ -1,0 +1,176 @@
+"""Variants: the graph in lower precisions, each within what may be lost, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir
+
+from redline.compress.calibrate import collect
+from redline.compress.methods import CALIBRATED, METHODS, compress
+from redline.compress.mixed import keeping, plan, sensitivities
+from redline.compress.scheme import Calibration, Compressed, Scheme
+from redline.errors import InputError, RedlineError, UnknownNameError
+from redline.graph.model import Model
+from redline.graph.serialize import graph_hash, to_bytes
+from redline.measure.record import Kept, Record, Tried
+from redline.quality import Evaluate, Judge, judge, opened
+from redline.search.goal import Goal
+
+_GPU = ("fp8", "fp4")
+PRECISIONS = ("fp32", *METHODS, *_GPU)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A graph of lower precision that may compete: its name, its file, its hash."""
+
+    name: str
+    path: Path
+    graph_hash: str
+
+
+@dataclass(frozen=True)
+class Variants:
+    """What may compete, what was tried on the way, and what could not be made."""
+
+    ready: tuple[Variant, ...] = ()
+    tried: tuple[Tried, ...] = ()
+    refused: tuple[Record, ...] = ()
+    judge: Judge | None = None
+
+
+def check(precisions: Sequence[str]) -> tuple[str, ...]:
+    """The lower precisions that were asked for.
+
+    Raises:
+        UnknownNameError: a precision that does not exist.
+        InputError: none is given.
+    """
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise UnknownNameError("precision", precision, PRECISIONS)
+    if not precisions:
+        raise InputError("no precision is given", hint=f"known: {', '.join(PRECISIONS)}")
+    return tuple(dict.fromkeys(p for p in precisions if p != "fp32"))
+
+
+def make_variants(
+    model: Model, folder: Path, precisions: Sequence[str], calibration: Any,
+    evaluate: Evaluate | None, goal: Goal, cases: Sequence[Any], say: Callable[[str], None],
+) -> Variants:  # fmt: skip
+    """Compress the graph to every precision asked for, and hold each to the accuracy.
+
+    A variant that loses too much gets layers back in float, the most sensitive ones first, until it
+    does not; where half of the layers are not enough, the precision is refused with what it lost.
+
+    Raises:
+        InputError: the calibration data do not fit, or `evaluate` fails.
+    """
+    wanted = check(precisions)
+    held = None if calibration is None else collect(calibration, model.signature)
+    if not wanted:
+        return Variants()
+    if model.graph is None:
+        reason = "the model has no ONNX graph, and only graphs are compressed"
+        return Variants(refused=tuple(_refused(name, reason) for name in wanted))
+    graph = folder / "graph.onnx"
+    inputs = [case.inputs for case in cases]
+    jury = judge(
+        goal.max_drop, evaluate, model.module, graph, model.signature, held, inputs
+    )  # fmt: skip
+    found = Variants(judge=jury)
+    for name in wanted:
+        try:
+            found = _one(found, model, folder, name, held, say)
+        except InputError:
+            raise
+        except RedlineError as error:
+            refused = _refused(name, error.what, error.hint)
+            found = replace(found, refused=(*found.refused, refused))
+    return found
+
+
+def scored(records: Sequence[Record], found: Variants) -> list[Record]:
+    """The records with the accuracy of their graph, where the caller gave a metric.
+
+    It was measured once for each graph; the winner's was measured on its own backend.
+    """
+    jury = found.judge
+    if jury is None or jury.wanted is None:
+        return list(records)
+    known = {"fp32": jury.wanted} | {tried.name: jury.wanted - tried.drop for tried in found.tried}
+    return [
+        replace(record, accuracy=known[record.precision])
+        if record.accuracy is None and record.timing and record.precision in known
+        else record
+        for record in records
+    ]
+
+
+def _refused(name: str, reason: str, hint: str = "") -> Record:
+    return Record(name, name, "refused", precision=name, reason=reason, hint=hint)
+
+
+def _one(
+    found: Variants, model: Model, folder: Path, name: str, held: Calibration | None,
+    say: Callable[[str], None],
+) -> Variants:  # fmt: skip
+    """One precision: as it is, then with more and more layers in float."""
+    if name in _GPU:
+        reason = f"{name} needs a GPU with hardware for it, and this machine has none"
+        return replace(found, refused=(*found.refused, _refused(name, reason)))
+    assert model.graph is not None
+    say(f"compressing to {name}")
+    made = compress(model.graph, Scheme(name), held)
+    variant, tried = _tried(found, model, folder, name, made)
+    jury = found.judge
+    assert jury is not None
+    rows, ready = [tried], [variant] if jury.allows(tried.drop) else []
+    if not ready and held is not None and name in CALIBRATED:
+        made = sensitivities(model.graph, made, held, say)
+        rows[0] = _with_layers(tried, made)
+        for names in plan(made):
+            say(f"{name} with {len(names)} layers in float")
+            mixed = keeping(model.graph, made, names)
+            variant, tried = _tried(found, model, folder, f"{name}-keep{len(names)}", mixed)
+            rows.append(tried)
+            if jury.allows(tried.drop):
+                ready.append(variant)
+                break
+    refused = found.refused
+    if not ready:
+        least = min(row.drop for row in rows)
+        reason = f"it loses {least:.4g}, and {jury.max_drop:g} may be lost ({jury.how})"
+        refused = (*refused, _refused(name, reason, "fp32 stays; try quantisation-aware training"))
+    return replace(
+        found, ready=(*found.ready, *ready), tried=(*found.tried, *rows), refused=refused
+    )
+
+
+def _tried(
+    found: Variants, model: Model, folder: Path, name: str, made: Compressed
+) -> tuple[Variant, Tried]:
+    """Write the graph, and see what it loses in ONNX Runtime."""
+    path = folder / f"graph-{name}.onnx"
+    path.write_bytes(to_bytes(made.graph))
+    assert found.judge is not None
+    session = opened(path, model.signature)
+    try:
+        drop = found.judge.drop(session)
+    finally:
+        session.close()
+    size = path.stat().st_size
+    tried = _with_layers(Tried(name, size, drop, found.judge.max_drop, found.judge.how), made)
+    return Variant(name, path, graph_hash(onnx_ir.load(path))), tried
+
+
+def _with_layers(tried: Tried, made: Compressed) -> Tried:
+    layers = tuple(
+        Kept(one.node, one.operator, one.precision, one.reason, one.sensitivity)
+        for one in made.layers
+    )
+    return replace(tried, layers=layers)

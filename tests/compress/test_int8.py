@@ -1,0 +1,169 @@
+"""int8: what is quantised, what stays, and what cannot be."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from redline.capture.capture import capture
+from redline.compress.calibrate import collect
+from redline.compress.float_nodes import plain_proto
+from redline.compress.methods import compress
+from redline.compress.mixed import keeping, plan, sensitivities
+from redline.compress.scheme import Scheme
+from redline.errors import InputError, RefusedError, UnknownNameError
+from redline.graph.serialize import graph_hash, to_bytes
+
+pytest.importorskip("nncf")
+
+
+@pytest.fixture(scope="module")
+def model(digits):
+    return capture(digits.net, digits.x[:1])
+
+
+@pytest.fixture(scope="module")
+def calibration(digits, model):
+    return collect([digits.x[:100]], model.signature)
+
+
+@pytest.fixture(scope="module")
+def made(model, calibration):
+    return compress(model.graph, Scheme("int8"), calibration)
+
+
+def outputs(graph, x):
+    session = onnxruntime.InferenceSession(plain_proto(graph).SerializeToString())
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run(None, {name: row[None].numpy()})[0] for row in x])
+
+
+def test_every_layer_is_int8_and_the_numbers_stay_near(model, made, digits):
+    assert {layer.precision for layer in made.layers} == {"int8"}
+    assert sum(layer.operator in ("Conv", "Gemm", "MatMul") for layer in made.layers) == 4
+    plain, small = (
+        outputs(model.graph, digits.test_x[:100]),
+        outputs(made.graph, digits.test_x[:100]),
+    )
+    assert np.mean(plain.argmax(1) == small.argmax(1)) >= 0.98
+    assert 0 < np.linalg.norm(plain - small) / np.linalg.norm(plain) < 0.1
+    assert len(to_bytes(made.graph)) < 0.45 * len(to_bytes(model.graph))
+
+
+def test_the_given_graph_is_left_alone(model, calibration):
+    before = graph_hash(model.graph)
+    compress(model.graph, Scheme("int8"), calibration)
+    assert graph_hash(model.graph) == before
+
+
+def test_onnxruntime_runs_it_in_whole_numbers(made, tmp_path):
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "run.onnx")
+    onnxruntime.InferenceSession(plain_proto(made.graph).SerializeToString(), options)
+    import onnx
+
+    kinds = [node.op_type for node in onnx.load(tmp_path / "run.onnx").graph.node]
+    assert kinds.count("QLinearConv") == 3
+    assert "Conv" not in kinds
+
+
+def test_layers_that_are_kept_are_the_float_ones_to_the_bit(model, made, digits):
+    names = frozenset(layer.node for layer in made.layers)
+    back = keeping(model.graph, made, names)
+    assert {layer.precision for layer in back.layers} == {"fp32"}
+    x = digits.test_x[:20]
+    np.testing.assert_array_equal(outputs(back.graph, x), outputs(model.graph, x))
+
+
+def test_sensitivity_finds_the_planted_channel(digits):
+    model = capture(digits.planted, digits.x[:1])
+    calibration = collect([digits.x[:100]], model.signature)
+    made = compress(model.graph, Scheme("int8"), calibration)
+    told = sensitivities(model.graph, made, calibration)
+    order = sorted(told.layers, key=lambda layer: -(layer.sensitivity or 0))
+    assert order[0].sensitivity > 0.3
+    healthy = [layer.sensitivity for layer in told.layers if layer.operator == "Gemm"]
+    assert healthy[0] < 0.05
+    sets = list(plan(told))
+    assert all(one < other for one, other in pairwise(sets))
+    assert order[0].node in sets[0]
+    errors = []
+    for names in (frozenset(), *sets):
+        graph = keeping(model.graph, made, names).graph
+        got, want = outputs(graph, digits.test_x[:50]), outputs(model.graph, digits.test_x[:50])
+        errors.append(np.linalg.norm(got - want) / np.linalg.norm(want))
+    assert errors[0] > 0.3
+    assert errors[-1] < 0.2 * errors[0]
+
+
+def test_narrow_weights_fit_seven_bits(model, calibration):
+    made = compress(model.graph, Scheme("int8", {"narrow": True}), calibration)
+    tensors = [v.const_value.numpy() for v in made.graph.graph.initializers.values()]
+    weights = [t for t in tensors if t.dtype == np.int8 and t.ndim > 1]
+    assert len(weights) == 4
+    assert max(int(np.abs(w.astype(int)).max()) for w in weights) <= 64
+
+
+def test_percentiles_cut_an_outlier_off(digits, model):
+    spoilt = digits.x[:100].clone()
+    spoilt[0, 0, 0, 0] = 500.0  # one broken sample
+    calibration = collect([spoilt], model.signature)
+    errors = {}
+    for ranges in ("minmax", "percentile"):
+        made = compress(model.graph, Scheme("int8", {"ranges": ranges}), calibration)
+        got, want = (
+            outputs(made.graph, digits.test_x[:50]),
+            outputs(model.graph, digits.test_x[:50]),
+        )
+        errors[ranges] = np.linalg.norm(got - want) / np.linalg.norm(want)
+    assert errors["percentile"] < errors["minmax"]
+
+
+def test_what_cannot_be_quantised_is_said(model, made, calibration):
+    with pytest.raises(RefusedError, match="needs calibration data"):
+        compress(model.graph, Scheme("int8"), None)
+    with pytest.raises(RefusedError, match="quantised already"):
+        compress(made.graph, Scheme("int8"), calibration)
+    with pytest.raises(UnknownNameError, match="did you mean 'int8'"):
+        compress(model.graph, Scheme("int9"), calibration)
+    with pytest.raises(InputError, match="minmax"):
+        compress(model.graph, Scheme("int8", {"ranges": "max"}), calibration)
+    flat = capture(nn.Sequential(nn.ReLU(), nn.Sigmoid()).eval(), torch.zeros(1, 4))
+    with pytest.raises(RefusedError, match="no operator can be quantised"):
+        compress(flat.graph, Scheme("int8"), collect([torch.zeros(2, 4)], flat.signature))
+
+
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [
+        ([], "gave no batch"),
+        (7, "is a int, expected a loader"),
+        ([torch.zeros(2, 3, 8, 8)], r"has shape \[2, 3, 8, 8\], expected \[1, 1, 8, 8\]"),
+        ([torch.zeros(2, 1, 8, 8, dtype=torch.int64)], "is int64, expected float32"),
+        ([torch.full((1, 1, 8, 8), float("nan"))], "not finite"),
+        ([{"picture": torch.zeros(1, 1, 8, 8)}], "has no input 'input'"),
+        ([()], "0 entries for 1 inputs"),
+    ],
+)
+def test_calibration_that_does_not_fit_is_said_by_name(model, loader, message):
+    with pytest.raises(InputError, match=message):
+        collect(loader, model.signature)
+
+
+def test_calibration_takes_what_loaders_give(model, digits):
+    pairs = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(digits.x[:40], digits.y[:40]), batch_size=16
+    )
+    held = collect(pairs, model.signature)
+    assert len(held.batches) == 40
+    assert held.batches[3][0].shape == (1, 1, 8, 8)
+    np.testing.assert_array_equal(held.batches[3][0], digits.x[3:4].numpy())
+    assert held.source == "40 samples of a DataLoader"
+    named = collect([{"input": digits.x[:4].double(), "label": 3}], model.signature)
+    assert named.batches[0][0].dtype == np.float32
+    assert len(collect([digits.x], model.signature, samples=7).batches) == 7

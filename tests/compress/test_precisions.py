@@ -1,0 +1,144 @@
+"""optimize() with lower precisions: within what may be lost, or fp32 with the reason."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import redline
+from redline.errors import InputError
+from redline.graph.serialize import to_bytes
+
+pytest.importorskip("nncf")
+HOW = {"backends": ["onnxruntime"], "budget": "20s", "use_cache": False, "progress": False}
+
+
+@pytest.fixture(autouse=True)
+def _busy(monkeypatch):
+    monkeypatch.setenv("REDLINE_QUIET", "0")
+
+
+def refused(engine, name):
+    return next(r for r in engine.report.study.records if r.id == name and r.outcome == "refused")
+
+
+def test_int8_within_the_budget_may_win_and_says_what_it_costs(digits, tmp_path):
+    with redline.optimize(
+        digits.net, digits.x[:1], precisions=("int8", "fp32"), calibration=[digits.x[:100]],
+        evaluate=digits.accuracy, goal=redline.Goal(minimize="size", max_drop=0.02), **HOW,
+    ) as engine:  # fmt: skip
+        study = engine.report.study
+        winner = next(record for record in study.records if record.winner)
+        assert winner.precision == "int8"  # it is the smaller one
+        assert digits.accuracy(digits.net) - winner.accuracy <= 0.02
+        (tried,) = study.compressed
+        assert tried.name == "int8"
+        assert {layer.precision for layer in tried.layers} == {"int8"}
+        want = engine(digits.test_x[:1])
+        path = engine.save(tmp_path / "small.redline")
+    with redline.load(path) as loaded:
+        np.testing.assert_array_equal(loaded(digits.test_x[:1]), want)
+        assert loaded.report.study.compressed == study.compressed
+
+
+def test_garbage_ends_in_float_layers(digits):
+    with redline.optimize(
+        digits.planted, digits.x[:1], precisions=("int8", "fp32"), calibration=[digits.x[:100]],
+        evaluate=digits.accuracy, goal=redline.Goal(max_drop=0.01), **HOW,
+    ) as engine:  # fmt: skip
+        tried = engine.report.study.compressed
+        assert tried[0].name == "int8"
+        assert tried[0].drop > 0.1
+        assert all(layer.sensitivity is not None for layer in tried[0].layers)
+        assert digits.accuracy(digits.planted) - digits.accuracy(engine) <= 0.01
+        kept = tried[-1]
+        if kept.drop <= kept.max_drop:
+            assert kept.name.startswith("int8-keep")
+            assert any(layer.reason == "kept for accuracy" for layer in kept.layers)
+        else:
+            assert "loses" in refused(engine, "int8").reason
+
+
+def test_without_a_metric_the_outputs_are_compared_and_the_report_says_so(digits):
+    with redline.optimize(
+        digits.planted, digits.x[:1], precisions=("int8", "fp32"), calibration=[digits.x[:100]],
+        **HOW,
+    ) as engine:  # fmt: skip
+        first = engine.report.study.compressed[0]
+        assert "no metric was given: class agreement" in first.how
+        assert first.drop > first.max_drop == 0.01
+
+
+def test_without_calibration_fp32_stays_with_the_reason(digits):
+    with redline.optimize(digits.net, digits.x[:1], precisions=("fp32", "int8"), **HOW) as engine:
+        assert "needs calibration data" in refused(engine, "int8").reason
+        assert next(r for r in engine.report.study.records if r.winner).precision == "fp32"
+
+
+def test_nothing_may_be_lost(digits):
+    def strict(model) -> float:  # anything but fp32 scores less
+        with torch.no_grad():
+            got = torch.as_tensor(model(digits.test_x[:1]))
+            return 1.0 - float((got - digits.net(digits.test_x[:1])).abs().max())
+
+    with redline.optimize(
+        digits.net, digits.x[:1], precisions=("fp32", "int8"), calibration=[digits.x[:50]],
+        evaluate=strict, goal=redline.Goal(max_drop=1e-5), **HOW,
+    ) as engine:  # fmt: skip
+        assert "may be lost" in refused(engine, "int8").reason
+        assert next(r for r in engine.report.study.records if r.winner).precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "message"),
+    [(lambda model: float("nan"), "gave nan"), (lambda model: 1 / 0, "raised ZeroDivisionError")],
+)
+def test_a_metric_that_fails_is_one_clear_error(digits, evaluate, message):
+    with pytest.raises(InputError, match=message):
+        redline.optimize(
+            digits.net, digits.x[:1], precisions=("fp32", "int8"), calibration=[digits.x[:8]],
+            evaluate=evaluate, **HOW,
+        )  # fmt: skip
+
+
+def test_a_loader_that_does_not_fit_is_told_before_the_race(digits):
+    with pytest.raises(InputError, match=r"expected \[1, 1, 8, 8\]"):
+        redline.optimize(
+            digits.net, digits.x[:1], precisions=("fp32", "int8"), calibration=[digits.x[:, :, 1:]],
+            **HOW,
+        )  # fmt: skip
+
+
+def test_fp8_is_refused_on_a_cpu(digits):
+    with redline.optimize(digits.net, digits.x[:1], precisions=("fp32", "fp8"), **HOW) as engine:
+        assert "needs a GPU" in refused(engine, "fp8").reason
+
+
+def test_a_model_of_integers_alone_is_refused(tmp_path):
+    class Lookup(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2 + 1
+
+    x = torch.arange(6).reshape(1, 6)
+    with redline.optimize(
+        Lookup().eval(), x, precisions=("fp32", "int8"), calibration=[x], **HOW
+    ) as engine:
+        assert "no operator can be quantised" in refused(engine, "int8").reason
+
+
+def test_a_quantised_file_is_taken_as_it_is(digits, tmp_path):
+    from redline.capture.capture import capture
+    from redline.compress.calibrate import collect
+    from redline.compress.methods import compress
+    from redline.compress.scheme import Scheme
+
+    model = capture(digits.net, digits.x[:1])
+    made = compress(model.graph, Scheme("int8"), collect([digits.x[:50]], model.signature))
+    path = tmp_path / "small.onnx"
+    path.write_bytes(to_bytes(made.graph))
+    with redline.optimize(
+        path, digits.x[:1], precisions=("fp32", "int8"), calibration=[digits.x[:50]], **HOW
+    ) as engine:
+        assert "quantised already" in refused(engine, "int8").reason
