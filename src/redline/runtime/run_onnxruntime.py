@@ -26,12 +26,11 @@ class OnnxRuntimeRunner:
     """An InferenceSession, which many threads may call at once."""
 
     def __init__(
-        self, part: Part, session: onnxruntime.InferenceSession, signature: Signature
+        self, part: Part, session: onnxruntime.InferenceSession, inputs: Sequence[str]
     ) -> None:
         self._part = part
         self._session = session
-        names = [node.name for node in session.get_inputs()]
-        self._inputs = input_order(part, names, signature)
+        self._inputs = inputs
         self._outputs = [node.name for node in session.get_outputs()]
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -59,6 +58,18 @@ def open_part(part: Part, store: Store, signature: Signature) -> OnnxRuntimeRunn
     Raises:
         RunError: ONNX Runtime cannot read or prepare the graph.
     """
+    graph = bytes(store.read("graph.onnx" if part.uses_graph else "model.onnx"))
+    session = open_session(part, graph)
+    names = [node.name for node in session.get_inputs()]
+    return OnnxRuntimeRunner(part, session, input_order(part, names, signature))
+
+
+def open_session(part: Part, graph: bytes | str) -> onnxruntime.InferenceSession:
+    """ONNX Runtime's session with the part's setting; `graph` is a model, or a file's path.
+
+    Raises:
+        RunError: ONNX Runtime cannot read or prepare the graph.
+    """
     level = str(part.setting.get("level", "all"))
     if level not in LEVELS:
         raise UnknownNameError("graph level", level, LEVELS)
@@ -69,9 +80,7 @@ def open_part(part: Part, store: Store, signature: Signature) -> OnnxRuntimeRunn
     options.log_severity_level = _ERRORS_ONLY
     spin = "1" if part.setting.get("spin", True) else "0"
     options.add_session_config_entry("session.intra_op.allow_spinning", spin)
-    graph = bytes(store.read("graph.onnx" if part.uses_graph else "model.onnx"))
     try:
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise RunError(f"onnxruntime cannot open the graph: {str(error)[:500]}") from error
-    return OnnxRuntimeRunner(part, session, signature)
