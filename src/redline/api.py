@@ -104,14 +104,13 @@ def optimize(
     goal = goal or Goal()
     wall = budget or knobs.text("REDLINE_BUDGET") if budget != 0 else 0
     seconds = quantity(wall, "time", "budget")
-    dynamic = _for_batch(goal, dynamic)
     check(precisions)
     folder = Path(tempfile.mkdtemp(prefix="redline-"))
     try:
         with Progress(seconds, progress) as say:
             say("capturing the model")
             how: dict[str, Any] = {"name": name, "trust": trust, "eval_mode": eval_mode}
-            captured = capture(model, example_inputs, dynamic=dynamic, **how)
+            captured = capture(model, example_inputs, dynamic=_for_batch(goal, dynamic), **how)
             captured = _with_graph_written(captured, folder)
             propose(captured, backends)  # a name that is wrong is told before the work
             say("running the reference in float64")

@@ -14,6 +14,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -39,8 +40,8 @@ BODIES = (
     b'{"inputs":[{"name":"x","shape":[1,8],"datatype":"FP32","data":["a",2,3,4,5,6,7,8]}]}',
     b'{"inputs":[{"name":"q","shape":[1,8],"datatype":"FP32","data":[1,2,3,4,5,6,7,8]}]}',
     b'{"inputs":[{"name":"x","shape":[1,9],"datatype":"FP32","data":[1,2,3,4,5,6,7,8,9]}]}',
-    b'{"inputs":[{"name":"x","shape":[1,8],"datatype":"FP32","parameters":'
-    b'{"binary_data_size":99999999999}}]}',
+    (b'{"inputs":[{"name":"x","shape":[1,8],"datatype":"FP32","parameters":'
+    b'{"binary_data_size":99999999999}}]}'),
 )  # fmt: skip
 _HOST = re.compile(rb"/(?:tmp|work|home|root|usr|var)/[a-z]|Traceback|\.py\b")
 
@@ -117,9 +118,8 @@ class Abuser:
 
     def head(self, length: int, extra: bytes = b"", model: str = "") -> bytes:
         path = f"/v2/models/{model or self.model}/infer".encode()
-        return b"POST %s HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n%scontent-length: %d\r\n\r\n" % (
-            path, extra, length,
-        )  # fmt: skip
+        start = b"POST %s HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n" % path
+        return start + extra + b"content-length: %d\r\n\r\n" % length
 
     async def exchange(self, request: bytes) -> tuple[int, bytes]:
         """Status and body."""
@@ -239,11 +239,16 @@ class Process:
         for line in self.popen.stderr:
             self.said.append(line)
             if found := re.search(r"models on https?://[^:]+:(\d+)", line):
-                import threading
-
-                threading.Thread(target=self._drain, daemon=True).start()
+                self.reader = threading.Thread(target=self._drain, daemon=True)
+                self.reader.start()
                 return int(found[1])
         raise AssertionError("".join(self.said))
+
+    def close(self) -> None:
+        """After its end: nothing of it stays open."""
+        self.reader.join(30)
+        assert self.popen.stderr
+        self.popen.stderr.close()
 
     def _drain(self) -> None:
         assert self.popen.stderr
@@ -292,3 +297,4 @@ def process(root: Path, *options: str) -> Iterator[Process]:
         if made.popen.poll() is None:
             made.popen.kill()
             made.popen.wait()
+        made.close()

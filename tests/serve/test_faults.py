@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import serve_models
 from faults import Abuser, Process, process
@@ -176,13 +178,25 @@ def test_sigterm_under_load(root: Path) -> None:
         assert set(answered) <= {"200", "HTTP/1.1 503"}
 
 
+def _wait_for_children(server: Process, count: int, old: set[int]) -> None:
+    """Until as many new processes have taken the place of the old ones."""
+    for _ in range(600):
+        if len({child.pid for child in server.children()} - old) >= count:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no new process")
+
+
 def test_an_engine_that_crashes_its_process(root: Path) -> None:
     with process(root, "--isolation", "process") as server:
         check(abuse(server, 50), server)
         for _ in range(3):
-            for child in server.children():
+            old = server.children()
+            for child in old:
                 child.send_signal(signal.SIGSEGV)
             assert server.live()
+            psutil.wait_procs(old, timeout=30)
+            _wait_for_children(server, len(old), {child.pid for child in old})
             server.wait_ready()
         made = Abuser(server.port, seed=5)
         asyncio.run(made.run(100))
@@ -228,6 +242,7 @@ def test_a_load_with_no_room_on_the_disk(root: Path) -> None:
         check(abuse(server, 50), server)
     finally:
         server.terminate()
+        server.close()
 
 
 @pytest.mark.slow

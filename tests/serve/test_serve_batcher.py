@@ -66,14 +66,8 @@ def test_every_request_gets_its_own_answer_or_a_reason(seed):
     async def one(batcher, value, tally):
         rows, width = draw.randint(1, 4), draw.choice([2, 3])
         try:
-            item = submit(
-                batcher,
-                value,
-                rows,
-                width,
-                draw.choice([0, 1, 2, 3]),
-                draw.choice([0, 0, 0.001, 5]),
-            )
+            level, patience = draw.choice([0, 1, 2, 3]), draw.choice([0, 0, 0.001, 5])
+            item = submit(batcher, value, rows, width, level, patience)
         except ServeError as error:
             tally["full" if error.status is Status.UNAVAILABLE else "wrong"] += 1
             return

@@ -57,9 +57,7 @@ class Item:
 
     def __init__(self, arrays: Sequence[np.ndarray], rows: int, key: Key, level: int) -> None:
         self.arrays = arrays
-        self.rows = rows
-        self.key = key
-        self.level = level
+        self.rows, self.key, self.level = rows, key, level
         self.order = 0
         self.queued = self.started = self.gathered = self.finished = 0.0
         self.batch_rows = 0
@@ -355,10 +353,10 @@ class Batcher:
         for item, result in zip(batch.items, batch.results, strict=True):
             item.started, item.gathered = batch.started, batch.gathered
             item.finished, item.batch_rows = batch.finished, batch.count
+            item.arrays = ()
             if isinstance(result, Exception):
                 self._fail(item, result)
             elif not item.future.done():
-                item.arrays = ()
                 item.future.set_result(result)
         self._check_empty()
 
@@ -369,8 +367,8 @@ class Batcher:
         run = self._runs.pop(instance)
         instance.stop()
         self._turns.give(self, self._q.run_timeout)
-        what = f"the model '{self._name}' did not answer within {self._q.run_timeout:g} s"
         for item in batch.items:
+            what = f"the model '{self._name}' did not answer within {self._q.run_timeout:g} s"
             self._fail(item, ServeError(Status.DEADLINE, what))
         if len(self._hung) < _LEAKED and not self._closed:
             self._add_instance(run)

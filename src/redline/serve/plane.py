@@ -149,9 +149,7 @@ class Plane:
             if not self._active and self._idle is not None and not self._idle.done():
                 self._idle.set_result(None)
 
-    def _kept(
-        self, served: Served, request: Request, kept: Response, arrived: float
-    ) -> Response:
+    def _kept(self, served: Served, request: Request, kept: Response, arrived: float) -> Response:
         now = time.perf_counter()
         for name in ("success", "cache_hit"):
             served.statistics.totals[name].add(now - arrived)

@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import uvicorn
 
@@ -36,15 +36,6 @@ class Front(Protocol):
 
     async def stop(self, grace: float) -> None:
         """Take nothing new and finish what runs, within so many seconds."""
-        ...
-
-
-@runtime_checkable
-class Guarded(Protocol):
-    """An extension with a way in of its own, which must ask for the same keys."""
-
-    def guard(self, operator: Operator) -> None:
-        """Called before the server starts."""
         ...
 
 
@@ -93,8 +84,9 @@ class Server:
             self.plane.hooks += self.operator.hooks
             self.plane.cache = self.operator.cache
             for extend in extensions:
-                if isinstance(extend, Guarded):
-                    extend.guard(self.operator)
+                guard = getattr(extend, "guard", None)  # a way in of its own asks for the same keys
+                if guard is not None:
+                    guard(self.operator)
         self._worker = worker
         self._channel: Channel | None = None
         self.http_port = settings.http_port
