@@ -29,7 +29,7 @@ ALLOWED = {
     "report": {"measure"},
     "views": {"capture", "report"},  # capture reads inputs, report has the units and the page
     "train": {"capture", "measure", "search", "layout", "report", "views"},
-    "serve": {"runtime"},
+    "serve": {"runtime", "engine"},
 }
 EVERYTHING = {*ALLOWED, *TOP, "cli"}
 RULES = (

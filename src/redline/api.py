@@ -34,7 +34,7 @@ from redline.search.cache import Cache
 from redline.search.goal import Goal, quantity
 from redline.side_by_side import compare
 from redline.trial import Bench, discard
-from redline.variants import check, make_variants, scored
+from redline.variants import SHARE, check, make_variants, scored
 
 __all__ = ["compare", "optimize"]
 
@@ -104,20 +104,20 @@ def optimize(
     goal = goal or Goal()
     wall = budget or knobs.text("REDLINE_BUDGET") if budget != 0 else 0
     seconds = quantity(wall, "time", "budget")
-    dynamic = _for_batch(goal, dynamic)
     check(precisions)
     folder = Path(tempfile.mkdtemp(prefix="redline-"))
     try:
         with Progress(seconds, progress) as say:
             say("capturing the model")
             how: dict[str, Any] = {"name": name, "trust": trust, "eval_mode": eval_mode}
-            captured = capture(model, example_inputs, dynamic=dynamic, **how)
+            captured = capture(model, example_inputs, dynamic=_for_batch(goal, dynamic), **how)
             captured = _with_graph_written(captured, folder)
             propose(captured, backends)  # a name that is wrong is told before the work
             say("running the reference in float64")
             bench = set_up(captured, folder, seed=seed, use_cache=use_cache)
             compressing = (precisions, calibration, evaluate, goal, bench.cases, say)
-            lower = make_variants(captured, folder, *compressing)
+            lower = make_variants(captured, folder, *compressing, start + SHARE * seconds)
+            bench.cancelled = lower.cancelled
             bench.variants = {variant.name: variant for variant in lower.ready}
             candidates, left_out = propose(captured, backends, list(bench.variants))
             choose = partial(crown, bench, goal=goal, evaluate=evaluate, judge=lower.judge)

@@ -80,7 +80,10 @@ def propose(
             left_out.append(Record(name, name, "refused", reason=error.what, hint=error.hint))
             continue
         chosen.extend(found)
-        if backend.low_precision:
+        if variants and backend.fp32_only:
+            what, why = f"{name} {variants[0].partition('-keep')[0]}", backend.fp32_only
+            left_out.append(Record(what, name, "refused", precision=variants[0], reason=why))
+        if not backend.fp32_only:
             chosen += [
                 replace(one, precision=variant, rank=one.rank + _LOWER)
                 for variant in variants

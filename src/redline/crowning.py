@@ -99,7 +99,7 @@ def _pack(bench: Bench, winner: Outcome, outcomes: Sequence[Outcome]) -> Package
         parts.append((part, root / "0"))
     if graph:
         _link_or_copy(graph, root / "graph.onnx")
-        portable = _portable()
+        portable = _portable(precision)
         if not parts or parts[0][0].backend != portable.backend:
             (root / "1").mkdir()
             parts.append((portable, root / "1"))
@@ -200,10 +200,10 @@ def _finish_records(outcomes: Sequence[Outcome], winner: Outcome, goal: Goal) ->
     return finished
 
 
-def _portable() -> Part:
+def _portable(precision: str) -> Part:
     """The part that runs wherever ONNX Runtime does, with as many threads as there are cores."""
     needs = {"onnxruntime": version("onnxruntime")}
-    return Part("onnxruntime", {"level": "all"}, uses_graph=True, needs=needs)
+    return Part("onnxruntime", {"level": "all"}, precision, uses_graph=True, needs=needs)
 
 
 def _median(record: Record) -> float:

@@ -38,6 +38,8 @@ KNOBS = {
         Knob("REDLINE_QUIET", "1", "0 races at once, even while other processes use the cores"),
         Knob("REDLINE_PROGRESS", "auto", "progress on stderr: auto (on a terminal), 1 or 0"),
         Knob("REDLINE_TUNE", "1", "0 leaves out native candidates with tuned schedules"),
+        Knob("REDLINE_API_KEY", "", "the key that clients of `redline serve` must send"),
+        Knob("REDLINE_ADMIN_KEY", "", "the key that opens its control plane"),
         Knob("REDLINE_DUMP", "", "folder that gets the C++ of every native build"),
         Knob("REDLINE_DEBUG", "0", "1 shows tracebacks; 2 to 5 what the native compiler does"),
     )

@@ -21,6 +21,8 @@ from redline.signature import Signature
 
 Evaluate = Callable[[Callable[..., Any]], float]
 MAX_DROP = 0.01  # where the goal names none
+_NOISE = 0.5  # error energy over output energy (3 dB): above it no metric can speak for a graph
+_GLANCE = 32  # batches that this is looked at on
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Judge:
             another class or, where the outputs are no class scores, the energy of the error
             over the energy of the outputs (0.01 is 20 dB).
         wanted: the score of the model as it is; None without `evaluate`.
-        batches, expected: inputs, and what the model as it is gives for them.
+        batches, expected: inputs, and what the model as it is gives for them. With `evaluate` they
+            only tell noise from outputs: a metric that sees nothing must not let garbage pass.
         how: in words, for the report.
     """
 
@@ -51,6 +54,9 @@ class Judge:
         """
         if self.evaluate is not None:
             assert self.wanted is not None
+            found = [session.run(list(batch)) for batch in self.batches]
+            if _energy(found, self.expected) > _NOISE:  # before code of the caller's is run
+                return math.inf
             return self.wanted - score(self.evaluate, session)
         return _disagreement([session.run(list(b)) for b in self.batches], self.expected)
 
@@ -87,7 +93,10 @@ def judge(
         limit = MAX_DROP if max_drop is None else max_drop
         if evaluate is not None:
             wanted = score(evaluate, module if module is not None else plain)
-            return Judge(limit, f"evaluate, {wanted:.4f} in fp32", evaluate, wanted)
+            glance = list(calibration.batches if calibration else cases)[:_GLANCE]
+            known = [plain.run(list(batch)) for batch in glance]
+            how = f"evaluate, {wanted:.4f} in fp32"
+            return Judge(limit, how, evaluate, wanted, glance, known)
         batches = calibration.batches if calibration else cases
         expected = [plain.run(list(batch)) for batch in batches]
         where = calibration.source if calibration else f"{len(cases)} sets of inputs like yours"
@@ -98,9 +107,9 @@ def judge(
         plain.close()
 
 
-def opened(graph: Path, signature: Signature) -> Session:
-    """A graph in ONNX Runtime, called like the model."""
-    setting: dict[str, Any] = {"threads": machine.usable_cores(), "level": "all"}
+def opened(graph: Path, signature: Signature, threads: int = 0) -> Session:
+    """A graph in ONNX Runtime, called like the model; with every usable core where not told."""
+    setting: dict[str, Any] = {"threads": threads or machine.usable_cores(), "level": "all"}
     part = Part("onnxruntime", setting, uses_graph=True)
     return Session(open_part(part, FolderStore(graph.parent, graph=graph), signature), signature)
 
@@ -116,20 +125,29 @@ def _scores(outputs: Sequence[Sequence[np.ndarray]]) -> bool:
     )
 
 
-def _disagreement(
-    got: Sequence[Sequence[np.ndarray]], expected: Sequence[Sequence[np.ndarray]]
-) -> float:
+def _energy(got: Sequence[Sequence[np.ndarray]], expected: Sequence[Sequence[np.ndarray]]) -> float:
+    """Energy of the error over that of the outputs; infinite where shapes or finiteness differ."""
     noise = signal = 0.0
     pairs = [(y, ref) for ys, refs in zip(got, expected, strict=True)
              for y, ref in zip(ys, refs, strict=True)]  # fmt: skip
     for y, ref in pairs:
+        if y.shape != ref.shape:
+            return math.inf
         if y.dtype.kind == "f" and not np.isfinite(y[np.isfinite(ref)]).all():
             return math.inf
         finite = np.isfinite(ref) if ref.dtype.kind == "f" else np.ones(ref.shape, bool)
         noise += float(np.sum(np.square(y[finite].astype(np.float64) - ref[finite])))
         signal += float(np.sum(np.square(ref[finite].astype(np.float64))))
-    energy = noise / signal if signal else float(noise > 0)
-    if not _scores(expected):
+    return noise / signal if signal else float(noise > 0)
+
+
+def _disagreement(
+    got: Sequence[Sequence[np.ndarray]], expected: Sequence[Sequence[np.ndarray]]
+) -> float:
+    energy = _energy(got, expected)
+    if not _scores(expected) or not math.isfinite(energy):
         return energy
+    pairs = [(y, ref) for ys, refs in zip(got, expected, strict=True)
+             for y, ref in zip(ys, refs, strict=True)]  # fmt: skip
     other = [np.argmax(y, 1) != np.argmax(ref, 1) for y, ref in pairs]
-    return max(float(np.mean(np.concatenate(other))), energy if energy > 1 else 0.0)
+    return max(float(np.mean(np.concatenate(other))), energy if energy > _NOISE else 0.0)

@@ -265,7 +265,7 @@ class Trial:
             )
         self.child = None
         self.record = replace(self.record, build_seconds=time.monotonic() - start)
-        part = msgspec.convert(described, Part)
+        part = replace(msgspec.convert(described, Part), precision=self.candidate.precision)
         (folder / "part.json").write_bytes(msgspec.json.encode(part))
         return (self.bench.cache.keep_part(key, folder) if self.bench.cache else folder), part
 

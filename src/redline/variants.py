@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import onnx_ir
@@ -13,14 +15,16 @@ from redline.compress.calibrate import collect
 from redline.compress.methods import CALIBRATED, METHODS, compress
 from redline.compress.mixed import keeping, plan, sensitivities
 from redline.compress.scheme import Calibration, Compressed, Scheme
-from redline.errors import InputError, RedlineError, UnknownNameError
+from redline.errors import InputError, RedlineError, RefusedError, UnknownNameError
 from redline.graph.model import Model
 from redline.graph.serialize import graph_hash, to_bytes
 from redline.measure.record import Kept, Record, Tried
 from redline.quality import Evaluate, Judge, judge, opened
 from redline.search.goal import Goal
 
+SHARE = 0.4  # of the budget: after it no further graph is made
 _GPU = ("fp8", "fp4")
+_PACE = 0.15  # seconds for the calls that compare a graph's time with fp32's
 PRECISIONS = ("fp32", *METHODS, *_GPU)
 
 
@@ -41,6 +45,11 @@ class Variants:
     tried: tuple[Tried, ...] = ()
     refused: tuple[Record, ...] = ()
     judge: Judge | None = None
+    cancelled: bool = False  # by Ctrl-C
+
+
+class OutOfTimeError(RefusedError):
+    """The share of the budget for making graphs is spent."""
 
 
 def check(precisions: Sequence[str]) -> tuple[str, ...]:
@@ -61,14 +70,21 @@ def check(precisions: Sequence[str]) -> tuple[str, ...]:
 def make_variants(
     model: Model, folder: Path, precisions: Sequence[str], calibration: Any,
     evaluate: Evaluate | None, goal: Goal, cases: Sequence[Any], say: Callable[[str], None],
+    deadline: float = float("inf"),
 ) -> Variants:  # fmt: skip
     """Compress the graph to every precision asked for, and hold each to the accuracy.
 
     A variant that loses too much gets layers back in float, the most sensitive ones first, until it
     does not; where half of the layers are not enough, the precision is refused with what it lost.
 
+    A graph on which `evaluate` fails is refused with what it raised. Ctrl-C ends the making; what
+    is ready by then is returned.
+
+    Args:
+        deadline: a time.monotonic() after which nothing new begins.
+
     Raises:
-        InputError: the calibration data do not fit, or `evaluate` fails.
+        InputError: the calibration data do not fit, or `evaluate` fails on the model itself.
     """
     wanted = check(precisions)
     held = None if calibration is None else collect(calibration, model.signature)
@@ -85,12 +101,13 @@ def make_variants(
     found = Variants(judge=jury)
     for name in wanted:
         try:
-            found = _one(found, model, folder, name, held, say)
-        except InputError:
-            raise
+            found = _one(found, model, folder, name, held, _until(deadline, say))
         except RedlineError as error:
             refused = _refused(name, error.what, error.hint)
             found = replace(found, refused=(*found.refused, refused))
+        except KeyboardInterrupt:
+            refused = _refused(name, "stopped by Ctrl-C before it was ready")
+            return replace(found, refused=(*found.refused, refused), cancelled=True)
     return found
 
 
@@ -109,6 +126,17 @@ def scored(records: Sequence[Record], found: Variants) -> list[Record]:
         else record
         for record in records
     ]
+
+
+def _until(deadline: float, say: Callable[[str], None]) -> Callable[[str], None]:
+    """The same voice, which raises OutOfTimeError once it is too late to begin what it says."""
+
+    def checked(text: str) -> None:
+        if time.monotonic() > deadline:
+            raise OutOfTimeError("no time was left to make it", hint="give a larger budget")
+        say(text)
+
+    return checked
 
 
 def _refused(name: str, reason: str, hint: str = "") -> Record:
@@ -130,21 +158,25 @@ def _one(
     jury = found.judge
     assert jury is not None
     rows, ready = [tried], [variant] if jury.allows(tried.drop) else []
+    stopped = ""
     if not ready and held is not None and name in CALIBRATED:
-        made = sensitivities(model.graph, made, held, say)
-        rows[0] = _with_layers(tried, made)
-        for names in plan(made):
-            say(f"{name} with {len(names)} layers in float")
-            mixed = keeping(model.graph, made, names)
-            variant, tried = _tried(found, model, folder, f"{name}-keep{len(names)}", mixed)
-            rows.append(tried)
-            if jury.allows(tried.drop):
-                ready.append(variant)
-                break
+        try:
+            made = sensitivities(model.graph, made, held, say)
+            rows[0] = _with_layers(tried, made)
+            for names in plan(made):
+                say(f"{name} with {len(names)} layers in float")
+                mixed = keeping(model.graph, made, names)
+                variant, tried = _tried(found, model, folder, f"{name}-keep{len(names)}", mixed)
+                rows.append(tried)
+                if jury.allows(tried.drop):
+                    ready.append(variant)
+                    break
+        except OutOfTimeError:
+            stopped = "; no time was left to try more layers in float, give a larger budget"
     refused = found.refused
     if not ready:
         least = min(row.drop for row in rows)
-        reason = f"it loses {least:.4g}, and {jury.max_drop:g} may be lost ({jury.how})"
+        reason = f"it loses {least:.4g}, and {jury.max_drop:g} may be lost ({jury.how}){stopped}"
         refused = (*refused, _refused(name, reason, "fp32 stays; try quantisation-aware training"))
     return replace(
         found, ready=(*found.ready, *ready), tried=(*found.tried, *rows), refused=refused
@@ -163,9 +195,31 @@ def _tried(
         drop = found.judge.drop(session)
     finally:
         session.close()
-    size = path.stat().st_size
-    tried = _with_layers(Tried(name, size, drop, found.judge.max_drop, found.judge.how), made)
+    pace, plain = _paces(path, folder / "graph.onnx", model)
+    about = (path.stat().st_size, drop, found.judge.max_drop, found.judge.how)
+    tried = _with_layers(Tried(name, *about, seconds=pace, fp32_seconds=plain), made)
     return Variant(name, path, graph_hash(onnx_ir.load(path))), tried
+
+
+def _paces(graph: Path, plain: Path, model: Model) -> tuple[float, float]:
+    """Median seconds of a call of both graphs, on one thread each: a pool that still spins for one
+    would take the core of the other.
+    """
+    sessions = [opened(path, model.signature, threads=1) for path in (graph, plain)]
+    samples: tuple[list[float], list[float]] = ([], [])
+    try:
+        for session in sessions:
+            session.run(list(model.example))
+        end = time.perf_counter() + _PACE
+        while len(samples[0]) < 3 or (time.perf_counter() < end and len(samples[0]) < 300):
+            for session, times in zip(sessions, samples, strict=True):
+                start = time.perf_counter()
+                session.run(list(model.example))
+                times.append(time.perf_counter() - start)
+    finally:
+        for session in sessions:
+            session.close()
+    return median(samples[0]), median(samples[1])
 
 
 def _with_layers(tried: Tried, made: Compressed) -> Tried:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir
 import pytest
 import torch
 from torch import nn
@@ -142,3 +143,84 @@ def test_a_quantised_file_is_taken_as_it_is(digits, tmp_path):
         path, digits.x[:1], precisions=("fp32", "int8"), calibration=[digits.x[:50]], **HOW
     ) as engine:
         assert "quantised already" in refused(engine, "int8").reason
+
+
+def test_a_metric_that_sees_nothing_lets_no_garbage_pass(digits, monkeypatch):
+    def garbage(graph, scheme, calibration):
+        made = compress_for_real(graph, scheme, calibration)
+        for name, value in made.graph.graph.initializers.items():
+            array = value.const_value.numpy()
+            if array.dtype == np.int8 and array.ndim > 1:
+                noise = np.random.default_rng(0).integers(-127, 128, array.shape).astype(np.int8)
+                value.const_value = onnx_ir.tensor(noise, name=name)
+        return made
+
+    from redline import variants
+
+    compress_for_real = variants.compress
+    monkeypatch.setattr(variants, "compress", garbage)
+    with redline.optimize(
+        digits.net, digits.x[:1], precisions=("int8",), calibration=[digits.x[:50]],
+        evaluate=lambda model: 1.0, goal=redline.Goal(minimize="size", max_drop=0.9), **HOW,
+    ) as engine:  # fmt: skip
+        assert engine.report.study.compressed[0].drop == float("inf")
+        assert "may be lost" in refused(engine, "int8").reason
+        assert next(r for r in engine.report.study.records if r.winner).precision == "fp32"
+
+
+def make(digits, tmp_path, evaluate, deadline=float("inf")):
+    """make_variants() alone."""
+    from redline.api import _with_graph_written
+    from redline.capture.capture import capture
+    from redline.capture.cases import make_cases
+    from redline.variants import make_variants
+
+    model = _with_graph_written(capture(digits.net, digits.x[:1]), tmp_path)
+    cases = make_cases(model.signature, model.example)
+    goal = redline.Goal(max_drop=0.02)
+    return make_variants(
+        model, tmp_path, ["int8", "bf16"], [digits.x[:50]], evaluate, goal, cases,
+        lambda text: None, deadline,
+    )  # fmt: skip
+
+
+def test_a_metric_that_fails_on_a_compressed_graph_refuses_that_graph(digits, tmp_path):
+    def only_the_model(model):
+        if not isinstance(model, nn.Module):
+            raise TypeError("no module")
+        return 0.9
+
+    found = make(digits, tmp_path, only_the_model)
+    assert not found.ready
+    assert all("TypeError: no module" in row.reason for row in found.refused)
+
+
+def test_graphs_are_timed_beside_fp32_and_cost_no_more_than_their_share(digits, tmp_path):
+    found = make(digits, tmp_path, digits.accuracy)
+    assert [one.name for one in found.tried] == ["int8", "bf16"]
+    assert all(one.seconds > 0 and one.fp32_seconds > 0 for one in found.tried)
+    late = make(digits, tmp_path, digits.accuracy, deadline=0.0)
+    assert not late.ready
+    assert {row.reason for row in late.refused} == {"no time was left to make it"}
+
+
+def test_ctrl_c_while_graphs_are_made_keeps_what_is_ready(digits, tmp_path):
+    calls = []
+
+    def interrupted(model):
+        calls.append(model)
+        if len(calls) == 3:  # the model, int8, bf16
+            raise KeyboardInterrupt
+        return digits.accuracy(model)
+
+    found = make(digits, tmp_path, interrupted)
+    assert found.cancelled
+    assert [one.name for one in found.ready] == ["int8"]
+    assert "Ctrl-C" in found.refused[0].reason
+
+
+def test_backends_without_kernels_for_it_say_so():
+    from redline.backends import get, names
+
+    takes = {name for name in names() if not get(name).fp32_only}
+    assert takes == {"onnxruntime", "openvino"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from redline.measure.record import Record, Study, Timing
+from redline.measure.record import Kept, Record, Study, Timing, Tried
 
 MACHINE: dict[str, object] = {
     "cpu": "AMD EPYC 9B45",
@@ -187,7 +187,31 @@ def huge_names() -> Study:
     )
 
 
+def lower_precisions() -> Study:
+    base = realistic()
+    how = "evaluate, 0.7600 in fp32"
+    stem = Kept("stem", "Conv", "int8", "", 0.01)
+    first = (stem, Kept("head", "Gemm", "int8", "", 0.4))
+    then = (stem, Kept("head", "Gemm", "fp32", "kept for accuracy", 0.4))
+    best = ok("onnxruntime threads=2", 12.0, 12.0, size=12_000_000, accuracy=0.757)
+    won = replace(best, id="onnxruntime int8-keep1", precision="int8-keep1", reason="")
+    rows = [replace(one, winner=False) for one in base.records]
+    refused = Record(
+        "int4-weights", "int4-weights", "refused", precision="int4-weights", reason="nothing to do"
+    )
+    return replace(
+        base,
+        records=(replace(won, winner=True), *rows, refused),
+        compressed=(
+            Tried("int8", 11_800_000, 0.06, 0.005, how, first, 0.0048, 0.01),
+            Tried("int8-keep1", 12_000_000, 0.003, 0.005, how, then, 0.005, 0.01),
+            Tried("fp16", 23_400_000, float("inf"), 0.005, how, (), 0.011, 0.01),
+        ),
+    )
+
+
 STUDIES = {
+    "lower precisions": lower_precisions,
     "realistic": realistic,
     "all failed": all_failed,
     "one row": one_row,

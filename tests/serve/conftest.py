@@ -14,6 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import ops_certificates
 import serve_models
 
 from redline.serve.server import Server
@@ -87,3 +88,9 @@ def own(tmp_path: Path, models: Path) -> Iterator:
     yield make
     for running in made:
         running.stop()
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Paths of ca, cert, key, client_cert and client_key."""
+    return ops_certificates.make(tmp_path_factory.mktemp("tls"))

@@ -182,7 +182,8 @@ def test_an_isolated_model_answers_as_the_others_do(own):
         try:
             assert np.allclose(infer(running), expected(X), rtol=1e-5)
         except InferenceServerException as error:  # the second instance dies once, too
-            assert "SIGKILL" in str(error)
+            if "SIGKILL" not in str(error):
+                raise
     assert np.allclose(infer(running), expected(X), rtol=1e-5)
 
 

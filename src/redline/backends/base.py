@@ -72,13 +72,14 @@ class Backend(Protocol):
 
     `wants` says what the build child must be given: "graph", "program" or "module".
     `local` backends (eager) have no part to package: they run the module (see LocalBackend).
-    `low_precision` backends are fast on graphs with Q/DQ pairs and weights of few bits.
+    `fp32_only` says why it is not offered compressed graphs (Q/DQ pairs, weights of few bits); ""
+    where it is fast on them.
     """
 
     name: str
     wants: Literal["graph", "program", "module"]
     local: bool
-    low_precision: bool
+    fp32_only: str
 
     def missing(self) -> Missing | None:
         """None when usable here; cheap, and never raises."""

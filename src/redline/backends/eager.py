@@ -24,7 +24,7 @@ class EagerBackend:
     name = "eager"
     wants: Literal["graph", "program", "module"] = "module"
     local = True
-    low_precision = False
+    fp32_only = "it runs the PyTorch module, and only the ONNX graph is compressed"
 
     def missing(self) -> Missing | None:
         try:

@@ -30,7 +30,7 @@ class InductorBackend:
     name = "inductor"
     wants: Literal["graph", "program", "module"] = "program"
     local = False
-    low_precision = False
+    fp32_only = "it compiles the PyTorch program, and only the ONNX graph is compressed"
 
     def missing(self) -> Missing | None:
         try:

@@ -33,7 +33,7 @@ class NativeBackend:
     name = "native"
     wants: Literal["graph", "program", "module"] = "graph"
     local = False
-    low_precision = False
+    fp32_only = "it has no integer kernels yet: it would compute the graph in fp32, and slower"
 
     def missing(self) -> Missing | None:
         if toolchain.compiler() is None:

@@ -27,7 +27,7 @@ class NcnnBackend:
     name = "ncnn"
     wants: Literal["graph", "program", "module"] = "graph"
     local = False
-    low_precision = False
+    fp32_only = "its converter, pnnx, does not read quantised graphs"
 
     def missing(self) -> Missing | None:
         try:

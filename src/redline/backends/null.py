@@ -24,7 +24,7 @@ class NullBackend:
     name = "null"
     wants: Literal["graph", "program", "module"] = "graph"
     local = False
-    low_precision = False
+    fp32_only = "it computes nothing"
 
     def missing(self) -> Missing | None:
         return None

@@ -22,7 +22,7 @@ class OnnxRuntimeBackend:
     name = "onnxruntime"
     wants: Literal["graph", "program", "module"] = "graph"
     local = False
-    low_precision = True
+    fp32_only = ""
 
     def missing(self) -> Missing | None:
         try:

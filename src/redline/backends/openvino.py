@@ -19,7 +19,7 @@ class OpenVinoBackend:
     name = "openvino"
     wants: Literal["graph", "program", "module"] = "graph"
     local = False
-    low_precision = True
+    fp32_only = ""
 
     def missing(self) -> Missing | None:
         try:

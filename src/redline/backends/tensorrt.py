@@ -21,7 +21,7 @@ class TensorRtBackend:
     name = "tensorrt"
     wants: Literal["graph", "program", "module"] = "graph"
     local = False
-    low_precision = False
+    fp32_only = "compressed graphs have not been tried on it yet"
 
     def missing(self) -> Missing | None:
         if not _has_gpu():

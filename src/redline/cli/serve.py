@@ -22,6 +22,30 @@ _Load = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME", help="With --mode explicit: load this at the start, * for all."),
 ]
+_Keys = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="API keys, one a line: clients must send one of them."),
+]
+_AdminKeys = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Keys of the control plane, which is off without them."),
+]
+_Control = Annotated[
+    bool,
+    typer.Option("--allow-control", help="The control plane without a key; loopback only."),
+]
+_AdminPort = Annotated[
+    int, typer.Option(help="The control plane on this port of 127.0.0.1 alone.", min=0, max=65535)
+]
+_Cert = Annotated[Path | None, typer.Option(metavar="PEM", help="Certificate: TLS for all.")]
+_Key = Annotated[Path | None, typer.Option(metavar="PEM", help="The certificate's key.")]
+_Ca = Annotated[
+    Path | None, typer.Option(metavar="PEM", help="Clients need a certificate of this CA (mTLS).")
+]
+_Trace = Annotated[
+    str, typer.Option(metavar="URL", help="Send traces there (OTLP over HTTP; extra otel).")
+]
+_Worker = Annotated[str, typer.Option(hidden=True)]
 _Isolation = Annotated[
     Literal["thread", "process"],
     typer.Option(help="Run engines in threads, or in processes that may crash and hang."),
@@ -60,6 +84,20 @@ def serve(
     run_timeout: Annotated[float, typer.Option(help="Seconds until a run counts as hung.")] = 60.0,
     grace: Annotated[float, typer.Option(help="Seconds to end accepted requests in.")] = 30.0,
     max_body: Annotated[int, typer.Option(help="Bytes that a request may have.")] = 64 << 20,
+    api_key_file: _Keys = None,
+    admin_key_file: _AdminKeys = None,
+    allow_control: _Control = False,
+    admin_port: _AdminPort = 0,
+    tls_cert: _Cert = None,
+    tls_key: _Key = None,
+    tls_ca: _Ca = None,
+    trace_endpoint: _Trace = "",
+    trace_rate: Annotated[int, typer.Option(help="Trace one of so many requests.")] = 1000,
+    log_format: Annotated[Literal["text", "json"], typer.Option(help="Of stderr.")] = "text",
+    verbose: Annotated[bool, typer.Option("--verbose", help="Log every request.")] = False,
+    cache_bytes: Annotated[int, typer.Option(help="Keep so many bytes of answers.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the port.")] = 1,
+    worker: _Worker = "",
     trust: options.Trust = False,
 ) -> None:
     """Serve engines and ONNX files by the Open Inference Protocol.
@@ -78,8 +116,10 @@ def serve(
             f"serving needs a library that is not installed: {error.name}",
             hint="pip install 'redline[serve]'",
         ) from error
+    from redline.serve.operator import Options
     from redline.serve.settings import Limits, Settings
     from redline.serve.shared_memory import SharedMemory
+    from redline.serve.supervise import descriptors, supervise
 
     settings = Settings(
         models=models, name=name, host=host, http_port=http_port, grpc_port=grpc_port,
@@ -91,11 +131,21 @@ def serve(
         trust=trust, limits=Limits(body=max_body),
     )  # fmt: skip
 
-    grpc = Grpc(control=mode == "explicit", shared=SharedMemory(enabled=shared_memory))
+    operating = Options(
+        api_key_file=api_key_file, admin_key_file=admin_key_file, allow_control=allow_control,
+        admin_port=admin_port, tls_cert=tls_cert, tls_key=tls_key, tls_ca=tls_ca,
+        trace_endpoint=trace_endpoint, trace_rate=trace_rate, log_format=log_format,
+        verbose=verbose, cache_bytes=cache_bytes,
+    )  # fmt: skip
+    if workers > 1 and not worker:
+        supervise(settings, operating, workers, options.note)
+        return
+    grpc = Grpc(shared=SharedMemory(enabled=shared_memory), reuse_port=bool(worker))
 
     def started(running: server.Server) -> None:
         count = len(running.plane.repository.served())
-        options.note(f"serving {count} models on http://{host}:{running.http_port}")
+        scheme = "https" if tls_cert else "http"
+        options.note(f"serving {count} models on {scheme}://{host}:{running.http_port}")
         options.note(f"gRPC on {host}:{grpc.front.port if grpc.front else 0}")
 
-    server.run(settings, started, [grpc])
+    server.run(settings, started, [grpc], operating, descriptors(worker))

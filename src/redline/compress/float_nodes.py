@@ -53,6 +53,11 @@ def stay_in_float(
             if own.name not in there:
                 there[own.name] = own
                 made.graph.initializer.append(own)
-    graph = ir.serde.deserialize_model(made)
+    return cleaned(made)
+
+
+def cleaned(model: onnx.ModelProto) -> ir.Model:
+    """The graph without what nobody reads."""
+    graph = ir.serde.deserialize_model(model)
     common.RemoveUnusedNodesPass()(graph)
     return graph

@@ -13,7 +13,7 @@ METHODS = {
     "int8": "redline.compress.int8:int8",
     "int8-dynamic": "redline.compress.weights:int8_dynamic",
     "int8-weights": "redline.compress.weights:int8_weights",
-    "int4-weights": "redline.compress.weights:int4_weights",
+    "int4-weights": "redline.compress.int4:int4_weights",
     "fp16": "redline.compress.weights:half",
     "bf16": "redline.compress.weights:half",
 }

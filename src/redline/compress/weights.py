@@ -17,10 +17,10 @@ import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
-from redline.compress.float_nodes import named, plain_proto
+from redline.compress.float_nodes import cleaned, named, plain_proto
 from redline.compress.int8 import exact
 from redline.compress.scheme import Calibration, Compressed, Layer, Scheme
-from redline.errors import BuildError, InputError, RefusedError
+from redline.errors import BuildError, RefusedError
 
 _LEAST = 1024  # elements: smaller weights are not worth an operator more
 _WEIGHTS = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1, "Gather": 0}
@@ -70,7 +70,7 @@ def _stored(graph: ir.Model, scheme: Scheme, pack: Pack) -> Compressed:
     held = {tensor.name: tensor for tensor in model.graph.initializer}
     known: dict[str, str] = {}
     layers, nodes = [], []
-    for node, place in _readers(model, held):
+    for node, place in readers(model, held):
         name = node.input[place]
         if node.name in scheme.keep:
             layers.append(Layer(node.name, node.op_type, "fp32", "kept for accuracy"))
@@ -89,10 +89,10 @@ def _stored(graph: ir.Model, scheme: Scheme, pack: Pack) -> Compressed:
         raise RefusedError(f"no weight has {_LEAST} elements or more")
     for place, node in enumerate(nodes):
         model.graph.node.insert(place, node)
-    return Compressed(_cleaned(model), scheme, tuple(layers))
+    return Compressed(cleaned(model), scheme, tuple(layers))
 
 
-def _readers(
+def readers(
     model: onnx.ModelProto, held: dict[str, TensorProto]
 ) -> Iterator[tuple[onnx.NodeProto, int]]:
     """Operators that read a large float weight, and which of their inputs it is."""
@@ -116,49 +116,7 @@ def _channel(node: onnx.NodeProto, rank: int) -> int:
     return 1 if node.op_type == "ConvTranspose" else 0
 
 
-def _cleaned(model: onnx.ModelProto) -> ir.Model:
-    from onnx_ir.passes import common
-
-    graph = ir.serde.deserialize_model(model)
-    common.RemoveUnusedNodesPass()(graph)
-    return graph
-
-
-def int4_weights(graph: ir.Model, scheme: Scheme, calibration: Calibration | None) -> Compressed:
-    """Weights of products in int4, scale and zero point for each group of a column (MatMulNBits).
-
-    Settings: group (32, 64 or 128 rows; 32 by default), symmetric (False by default).
-
-    Raises:
-        RefusedError: the graph has no product with constant weights.
-        InputError: a group size that there is no kernel for.
-    """
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
-    group = int(scheme.setting.get("group", 32))
-    if group not in (16, 32, 64, 128, 256):
-        raise InputError(f"group is {group}, expected 16, 32, 64, 128 or 256")
-    model = _products(named(plain_proto(graph)))
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
-    wanted = [n.name for n, _ in _readers(model, held) if n.op_type == "MatMul"]
-    inside = [name for name in wanted if name not in scheme.keep]
-    if not inside:
-        raise RefusedError("no product has constant weights; int4 is for linear layers")
-    others = [n.name for n in model.graph.node if n.op_type == "MatMul" and n.name not in inside]
-    try:
-        quantizer = MatMulNBitsQuantizer(
-            model, block_size=group, is_symmetric=bool(scheme.setting.get("symmetric", False)),
-            accuracy_level=4, nodes_to_exclude=others,
-        )  # fmt: skip
-        quantizer.process()
-    except Exception as error:  # the library raises whatever its parts raise
-        raise BuildError(f"onnxruntime cannot pack the weights: {str(error)[:300]}") from error
-    layers = [Layer(name, "MatMul", "int4") for name in inside]
-    layers += [Layer(n, "MatMul", "fp32", "kept for accuracy") for n in scheme.keep & set(wanted)]
-    return Compressed(_cleaned(quantizer.model.model), scheme, tuple(layers))
-
-
-def _products(model: onnx.ModelProto) -> onnx.ModelProto:
+def products(model: onnx.ModelProto) -> onnx.ModelProto:
     """Gemm with constant weights as MatMul and Add: packed weights have no other form."""
     held = {tensor.name: tensor for tensor in model.graph.initializer}
     nodes = []
@@ -193,9 +151,9 @@ def int8_dynamic(graph: ir.Model, scheme: Scheme, calibration: Calibration | Non
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    model = _products(named(plain_proto(graph)))
+    model = products(named(plain_proto(graph)))
     held = {tensor.name: tensor for tensor in model.graph.initializer}
-    found = [n.name for n, _ in _readers(model, held) if n.op_type == "MatMul"]
+    found = [n.name for n, _ in readers(model, held) if n.op_type == "MatMul"]
     inside = [name for name in found if name not in scheme.keep]
     if not inside:
         raise RefusedError("no product has constant weights; use int8 for convolutions")
@@ -213,4 +171,4 @@ def int8_dynamic(graph: ir.Model, scheme: Scheme, calibration: Calibration | Non
             raise BuildError(f"onnxruntime cannot quantise it: {str(error)[:300]}") from error
     layers = [Layer(name, "MatMul", "int8") for name in inside]
     layers += [Layer(n, "MatMul", "fp32", "kept for accuracy") for n in scheme.keep & set(found)]
-    return Compressed(_cleaned(made), scheme, tuple(layers))
+    return Compressed(cleaned(made), scheme, tuple(layers))

@@ -19,7 +19,7 @@ class Part:
     Attributes:
         backend: the backend's name; runtime finds the runner by it.
         setting: what the backend was told (threads, graph level, layout, hint, ...).
-        precision: "fp32" now; int8 and others later.
+        precision: "fp32", or the compressed graph it was built from: "int8", "int8-keep4", ...
         files: names of its files inside its folder; empty when it only reads graph.onnx.
         uses_graph: it reads the engine's shared graph.onnx.
         code: it holds machine code, so it runs only when trusted.

@@ -117,6 +117,8 @@ class Tried:
         name: e.g. "int8", or "int8-keep4" with four layers in float.
         size: bytes of the graph.
         drop, max_drop: what it loses against fp32, and what it may lose; how that is measured.
+        seconds, fp32_seconds: a few calls in ONNX Runtime, side by side with the graph in fp32; for
+            comparing graphs of which not all are in the race.
     """
 
     name: str
@@ -125,6 +127,8 @@ class Tried:
     max_drop: float
     how: str
     layers: tuple[Kept, ...] = ()
+    seconds: float | None = None
+    fp32_seconds: float | None = None
 
 
 @dataclass(frozen=True)

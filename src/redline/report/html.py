@@ -17,6 +17,7 @@ from redline.report.card import Card
 from redline.report.columns import Column, allowed, detail, telling
 from redline.report.document import content_hash, template
 from redline.report.figures import Roofline, Row
+from redline.report.knee import knee
 
 
 def render(study: Study) -> str:
@@ -52,6 +53,7 @@ def render(study: Study) -> str:
         roof=_roof_words(roof),
         operators=charts.operators(study),
         levels=precision.levels(study),
+        knee=knee(study),
         judged=study.compressed[0].how if study.compressed else "",
         pieces=_pieces(study, machine),
         missed=best.missed if (best := figures.winner(study)) else (),

@@ -7,11 +7,18 @@ from dataclasses import dataclass
 
 from redline.measure.record import Study, Tried
 from redline.report import units
+from redline.report.knee import over_fp32
 
 
 @dataclass(frozen=True)
 class Level:
-    """One precision: its size, what it loses, whether it may compete, its fastest candidate."""
+    """One precision: its size, what it loses, whether it may compete, its fastest candidate.
+
+    Attributes:
+        pace: its time over fp32's in ONNX Runtime; fastest: its best in the race.
+        bars: (node, sensitivity, width in percent, precision), the most sensitive first.
+        kept: (node, operator, why) of what stayed in float.
+    """
 
     name: str
     size: str
@@ -21,7 +28,9 @@ class Level:
     fastest: str
     why: str
     layers: str
-    bars: tuple[tuple[str, str, str, str], ...]  # node, sensitivity, width in percent, precision
+    bars: tuple[tuple[str, str, str, str], ...]
+    pace: str
+    kept: tuple[tuple[str, str, str], ...]
 
 
 def levels(study: Study) -> list[Level]:
@@ -49,6 +58,8 @@ def _level(study: Study, tried: Tried) -> Level:
         _why(study, tried, holds),
         words,
         _bars(tried),
+        units.ratio(over_fp32(tried)),
+        tuple((layer.node, layer.operator, layer.reason) for layer in kept),
     )
 
 

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _HINT = "give what Report.json() wrote"
-_FLOATS = ("error", "tolerance", "accuracy", "yardstick")  # these alone can be infinite or NaN
+_FLOATS = (
+    "error",
+    "tolerance",
+    "accuracy",
+    "yardstick",
+    "drop",
+)  # these alone can be infinite or NaN
 
 
 @dataclass(frozen=True)
@@ -138,11 +144,11 @@ def _numbers(data: Any) -> Any:
     """The reverse of _words, where a number is meant; a model may still be called "nan"."""
     if not isinstance(data, dict):
         return data
-    found = {
+    found: dict[str, Any] = {
         key: float(value) if key in _FLOATS and value in ("inf", "-inf", "nan") else value
         for key, value in data.items()
     }
-    records = found.get("records")
-    if isinstance(records, list):
-        found["records"] = [_numbers(record) for record in records]
+    for rows in ("records", "compressed"):
+        if isinstance(found.get(rows), list):
+            found[rows] = [_numbers(row) for row in found[rows]]
     return found

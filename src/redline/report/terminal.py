@@ -169,12 +169,13 @@ def _precisions(study: Study) -> Iterator[RenderableType]:
     yield _title("Lower precisions")
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
     table.add_column("precision", overflow="fold")
-    for title in ("graph", "loses", "may lose", "fastest"):
+    for title in ("graph", "loses", "may lose", "over fp32", "fastest"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
     for level in found:
         words = "; ".join(word for word in (level.verdict, level.why, level.layers) if word)
-        table.add_row(level.name, level.size, level.drop, level.allowed, level.fastest, words)
+        numbers = (level.size, level.drop, level.allowed, level.pace, level.fastest)
+        table.add_row(level.name, *numbers, words)
     yield Padding(table, (0, 0, 0, 2))
     yield Padding(Text(study.compressed[0].how, style="dim"), (0, 0, 0, 2))
 

@@ -84,8 +84,8 @@ def open_part(part: Part, store: Store, signature: Signature) -> OpenVinoRunner:
     }
     if "streams" in part.setting:
         settings["NUM_STREAMS"] = str(part.setting["streams"])
-    if part.precision == "fp32":  # a CPU with bf16 would otherwise use it unasked
-        settings["INFERENCE_PRECISION_HINT"] = "f32"
+    # A CPU with bf16 would else use it unasked; what Q/DQ marks is computed in int8 all the same.
+    settings["INFERENCE_PRECISION_HINT"] = "f32"
     try:
         core = openvino.Core()
         if part.uses_graph:

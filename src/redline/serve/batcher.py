@@ -30,6 +30,8 @@ class Queueing:
         late: what is done with a request that waited too long: "REJECT", or "DELAY" to the end.
         override: a request may shorten its timeout.
         run_timeout: after which a running batch counts as hung.
+        inline: batches that are known to take less than this run on the event loop itself, which
+            saves two changes of thread; 0 for never.
     """
 
     max_batch: int = 0
@@ -42,6 +44,7 @@ class Queueing:
     levels: int = 0
     default_priority: int = 0
     run_timeout: float = 0.0
+    inline: float = 0.0
 
 
 class Item:
@@ -54,14 +57,29 @@ class Item:
 
     def __init__(self, arrays: Sequence[np.ndarray], rows: int, key: Key, level: int) -> None:
         self.arrays = arrays
-        self.rows = rows
-        self.key = key
-        self.level = level
+        self.rows, self.key, self.level = rows, key, level
         self.order = 0
         self.queued = self.started = self.gathered = self.finished = 0.0
         self.batch_rows = 0
         self.timer: asyncio.TimerHandle | None = None
         self.future: asyncio.Future[list[np.ndarray]]
+
+
+class Costs:
+    """What batches of about so many rows took lately, in seconds: quick to rise, slow to fall."""
+
+    def __init__(self) -> None:
+        self._recent: dict[int, float] = {}
+
+    def add(self, rows: int, seconds: float) -> None:
+        """A batch took so long."""
+        size = rows.bit_length()
+        before = self._recent.get(size, seconds)
+        self._recent[size] = seconds if seconds > 4 * before else 0.9 * before + 0.1 * seconds
+
+    def most(self, rows: int) -> float:
+        """What so many rows may take; infinite where no batch of that size has run yet."""
+        return self._recent.get(rows.bit_length(), float("inf"))
 
 
 class Batcher:
@@ -99,6 +117,7 @@ class Batcher:
         self._statistics = statistics or Statistics()
         self._empty: asyncio.Future[None] | None = None
         self._closed = False
+        self._costs = Costs()
         for run in runs:
             self._add_instance(run)
 
@@ -239,7 +258,10 @@ class Batcher:
                 return
             if not self._turns.take(self, self._schedule):
                 return
-            self._start(self._choose(group, rows))
+            if self._start(self._choose(group, rows)):
+                if self._waiting:  # the loop gets to its sockets between two of these
+                    self._schedule()
+                return
 
     def _candidates(self) -> tuple[Item, list[Item], int]:
         """The most urgent request, those that can go with it, and their rows."""
@@ -290,49 +312,53 @@ class Batcher:
             total += item.rows
         return chosen or group[:1]
 
-    def _start(self, items: list[Item]) -> None:
+    def _start(self, items: list[Item]) -> bool:
+        """Have a batch run; True if it has already, here."""
+        rows = 0
         for item in items:
             self._remove(item)
+            rows += item.rows
             if item.timer:
                 item.timer.cancel()
                 item.timer = None
         instance = self._idle.pop()
-        batch = Batch([item.arrays for item in items], self._q.max_batch > 0, items)
+        batch = Batch([item.arrays for item in items], items, rows)
         self._running[batch] = instance
+        if self._q.inline and self._costs.most(rows) < self._q.inline:
+            instance.execute(batch)
+            self._settle_batch(instance, batch)
+            return True
         if self._q.run_timeout:
-            timer = self._loop.call_later(self._q.run_timeout, self._hang, batch)
-            batch.tag = (items, timer)
-        else:
-            batch.tag = (items, None)
+            batch.timer = self._loop.call_later(self._q.run_timeout, self._hang, batch)
         instance.submit(batch)
+        return False
 
     def _finished(self, instance: Instance, batch: Batch) -> None:
-        items, timer = batch.tag
-        if timer:
-            timer.cancel()
+        """A thread is done with a batch."""
+        if batch.timer:
+            batch.timer.cancel()
         if batch in self._hung:  # it came back after all; its thread has been replaced
             self._hung.discard(batch)
             return
+        self._settle_batch(instance, batch)
+        if self._waiting:
+            self._dispatch()
+
+    def _settle_batch(self, instance: Instance, batch: Batch) -> None:
         del self._running[batch]
         self._idle.append(instance)
         self._turns.give(self, batch.finished - batch.started)
-        rows = sum(item.rows for item in items)
-        self._statistics.ran(batch, rows)
-        for item, result in zip(items, batch.results, strict=True):
-            item.started, item.gathered, item.finished = (
-                batch.started,
-                batch.gathered,
-                batch.finished,
-            )
-            item.batch_rows = rows
+        self._costs.add(batch.count, batch.finished - batch.started)
+        self._statistics.ran(batch, batch.count)
+        for item, result in zip(batch.items, batch.results, strict=True):
+            item.started, item.gathered = batch.started, batch.gathered
+            item.finished, item.batch_rows = batch.finished, batch.count
+            item.arrays = ()
             if isinstance(result, Exception):
                 self._fail(item, result)
             elif not item.future.done():
-                item.arrays = ()
                 item.future.set_result(result)
         self._check_empty()
-        if self._waiting:
-            self._dispatch()
 
     def _hang(self, batch: Batch) -> None:
         """Answer for a batch that does not come back, and give its model another thread."""
@@ -341,8 +367,8 @@ class Batcher:
         run = self._runs.pop(instance)
         instance.stop()
         self._turns.give(self, self._q.run_timeout)
-        what = f"the model '{self._name}' did not answer within {self._q.run_timeout:g} s"
-        for item in batch.tag[0]:
+        for item in batch.items:
+            what = f"the model '{self._name}' did not answer within {self._q.run_timeout:g} s"
             self._fail(item, ServeError(Status.DEADLINE, what))
         if len(self._hung) < _LEAKED and not self._closed:
             self._add_instance(run)

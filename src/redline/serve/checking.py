@@ -80,7 +80,7 @@ class Checker:
         return shape[skip:]
 
     def _rows(self, arrays: Sequence[np.ndarray]) -> int:
-        rows = arrays[0].shape[0]
+        rows: int = arrays[0].shape[0]
         for tensor, array in zip(self._inputs, arrays, strict=True):
             if array.shape[0] != rows:
                 raise self._wrong(

@@ -14,9 +14,11 @@ from redline.serve.grpc_front import Authorize, GrpcFront, GrpcOptions
 from redline.serve.grpc_service import ServerSettings
 from redline.serve.grpc_tensors import TensorLimits
 from redline.serve.messages import ServeError, Status
+from redline.serve.operator import Operator
 from redline.serve.plane import Plane
 from redline.serve.rest import Answer, Call, Handler, Rest
 from redline.serve.rest_body import decode_json, told
+from redline.serve.rpc_access import AccessInterceptor
 from redline.serve.settings import Settings
 from redline.serve.shared_memory import Call as Function
 from redline.serve.shared_memory import SharedMemory, routes
@@ -50,6 +52,13 @@ class Grpc:
     credentials: Any = None
     reuse_port: bool = False
     front: GrpcFront | None = None
+
+    def guard(self, operator: Operator) -> None:
+        """Ask the operator's keys before every call, and use its TLS and settings."""
+        self.interceptors = [AccessInterceptor(operator.authorize)]
+        self.credentials = operator.rpc_credentials()
+        self.settings = operator
+        self.control = operator.control
 
     def __call__(self, plane: Plane, rest: Rest, settings: Settings) -> Sequence[GrpcFront]:
         """What Server calls before it starts."""

@@ -73,17 +73,18 @@ class Batch:
 
     Attributes:
         rows: inputs of each request.
+        items: the requests, which only the event loop touches; `count` is their rows.
         results: for each request its outputs, or why it has none.
         started, gathered, finished: time.perf_counter() in seconds.
-        batched: outputs are to be cut into the rows of each request.
     """
 
-    __slots__ = ("batched", "finished", "gathered", "results", "rows", "started", "tag")
+    __slots__ = ("count", "finished", "gathered", "items", "results", "rows", "started", "timer")
 
-    def __init__(self, rows: Rows, batched: bool, tag: Any) -> None:
+    def __init__(self, rows: Rows, items: Sequence[Any], count: int) -> None:
         self.rows = rows
-        self.batched = batched
-        self.tag = tag
+        self.items = items
+        self.count = count
+        self.timer: asyncio.TimerHandle | None = None
         self.results: list[Result] = []
         self.started = self.gathered = self.finished = 0.0
 
@@ -118,17 +119,21 @@ class Instance:
 
     def _work(self) -> None:
         while (batch := self._jobs.get()) is not None:
-            batch.started = batch.gathered = time.perf_counter()
-            try:
-                batch.results = self._results(batch)
-            except BaseException as error:  # the thread must answer whatever happens
-                batch.results = [internal(error)] * len(batch.rows)
-            batch.finished = time.perf_counter()
+            self.execute(batch)
             try:
                 self._loop.call_soon_threadsafe(self._done, self, batch)
             except RuntimeError:  # the loop is closed, nobody waits
                 return
             del batch  # the next may be long in coming; this one's memory goes now
+
+    def execute(self, batch: Batch) -> None:
+        """Run a batch here and now; only while the instance has nothing else to run."""
+        batch.started = batch.gathered = time.perf_counter()
+        try:
+            batch.results = self._results(batch)
+        except BaseException as error:  # whatever happens, there must be an answer
+            batch.results = [internal(error)] * len(batch.rows)
+        batch.finished = time.perf_counter()
 
     def _results(self, batch: Batch) -> list[Result]:
         rows = batch.rows

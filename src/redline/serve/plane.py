@@ -12,6 +12,7 @@ from typing import Any
 
 from redline import __version__
 from redline.serve.batcher import Item
+from redline.serve.cache import ResponseCache
 from redline.serve.messages import Request, Response, ServeError, Status
 from redline.serve.names import check_name, check_version
 from redline.serve.repository import Repository
@@ -54,6 +55,7 @@ class Plane:
 
     Attributes:
         hooks: called after each request with it, its answer or error, and its times.
+        cache: answers that are kept, or None.
         extensions: names that server_metadata() tells; a front adds what it brings.
 
     Example:
@@ -66,6 +68,7 @@ class Plane:
         self.settings = settings
         self.hooks: list[Hook] = []
         self.extensions = list(EXTENSIONS)
+        self.cache: ResponseCache | None = None
         self._started = self._draining = self._closed = False
         self._active = 0
         self._idle: asyncio.Future[None] | None = None
@@ -111,6 +114,11 @@ class Plane:
             if self._closed:
                 raise ServeError(Status.UNAVAILABLE, "the server is ending")
             served = self.repository.find(request.model, request.version)
+            key = None
+            if self.cache is not None:
+                key, kept = self.cache.find(served, request)
+                if kept is not None:
+                    return self._kept(served, request, kept, arrived)
             item = served.submit(request)
             try:
                 outputs = await item.future
@@ -123,6 +131,8 @@ class Plane:
             now = time.perf_counter()
             served.statistics.answered(item, arrived, now)
             self._tell(request, response, item, arrived, now)
+            if self.cache is not None:
+                self.cache.put(served, key, response)
             return response
         except (ServeError, asyncio.CancelledError) as error:
             now = time.perf_counter()
@@ -138,6 +148,17 @@ class Plane:
             self._active -= 1
             if not self._active and self._idle is not None and not self._idle.done():
                 self._idle.set_result(None)
+
+    def _kept(self, served: Served, request: Request, kept: Response, arrived: float) -> Response:
+        now = time.perf_counter()
+        for name in ("success", "cache_hit"):
+            served.statistics.totals[name].add(now - arrived)
+        self._tell(request, kept, None, arrived, now)
+        return kept
+
+    def waiting(self) -> dict[tuple[str, str], int]:
+        """Requests in the queue, by name and version."""
+        return {(one.name, one.version): one.batcher.waiting for one in self.repository.served()}
 
     def _tell(
         self, request: Request, answer: Response | ServeError, item: Item | None,

@@ -71,9 +71,8 @@ def prepare(path: Path, config: ModelConfig, settings: Settings) -> Prepared:
         close()
         raise
     least = opened.min_batch if max_batch else 0
-    return Prepared(
-        opened, config, tuple(runs), least, max_batch, close, tuple(notices), isolation == "process"
-    )
+    isolated = isolation == "process"
+    return Prepared(opened, config, tuple(runs), least, max_batch, close, tuple(notices), isolated)
 
 
 def _nothing() -> None:
@@ -191,6 +190,7 @@ class Served:
             levels=config.levels,
             default_priority=config.default_priority,
             run_timeout=0.0 if prepared.isolated else run_timeout_of(config, settings),
+            inline=0.0 if prepared.isolated else settings.inline,
         )
         self.batcher = Batcher(
             prepared.runs, len(self.inputs), self._queueing,

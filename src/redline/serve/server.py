@@ -10,16 +10,18 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import uvicorn
 
 from redline.errors import InputError
-from redline.serve.http_protocol import LimitedProtocol
+from redline.serve.limits import LimitedProtocol
+from redline.serve.operator import Operator, Options
 from redline.serve.plane import Plane
 from redline.serve.repository import Repository
 from redline.serve.rest import Rest
 from redline.serve.settings import Settings
+from redline.serve.workers import Channel
 
 _log = logging.getLogger("redline.serve")
 _BACKLOG = 2048
@@ -54,6 +56,8 @@ class Server:
 
     Attributes:
         plane, rest: what it is made of.
+        operator: keys, metrics, logs and the page; None where the server was given no Options,
+            and then everybody who reaches it may do everything.
         http_port: where it listens, once started.
 
     Example:
@@ -62,10 +66,29 @@ class Server:
         >>> await server.stop()  # doctest: +SKIP
     """
 
-    def __init__(self, settings: Settings, extensions: Sequence[Extension] = ()) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        extensions: Sequence[Extension] = (),
+        operating: Options | None = None,
+        worker: tuple[int, int] | None = None,
+    ) -> None:
         self.settings = settings
         self.plane = Plane(Repository(settings), settings)
         self.rest = Rest(self.plane, settings)
+        self.operator: Operator | None = None
+        if operating is not None:
+            self.operator = Operator(
+                self.plane, operating, host=settings.host, allow_remote=settings.allow_remote
+            )
+            self.plane.hooks += self.operator.hooks
+            self.plane.cache = self.operator.cache
+            for extend in extensions:
+                guard = getattr(extend, "guard", None)  # a way in of its own asks for the same keys
+                if guard is not None:
+                    guard(self.operator)
+        self._worker = worker
+        self._channel: Channel | None = None
         self.http_port = settings.http_port
         self.uvicorn_options: dict[str, object] = {}
         self._extensions = extensions
@@ -82,8 +105,8 @@ class Server:
         """
         for extend in self._extensions:
             self._fronts += extend(self.plane, self.rest, self.settings)
-        listener = listen(self.settings.host, self.settings.http_port)
-        self.http_port = listener.getsockname()[1]
+        listeners = self._listeners()
+        self.http_port = listeners[0].getsockname()[1]
         options: dict[str, object] = {
             "http": LimitedProtocol,
             "loop": "none",
@@ -96,16 +119,31 @@ class Server:
             "proxy_headers": False,
             "timeout_graceful_shutdown": max(1, round(self.settings.grace)),
         }
-        config = uvicorn.Config(self.rest, **(options | self.uvicorn_options))  # type: ignore[arg-type]
+        app: Any = self.rest if self.operator is None else self.operator.app(self.rest)
+        if self.operator is not None:
+            options |= self.operator.uvicorn()
+        config = uvicorn.Config(app, **(options | self.uvicorn_options))  # type: ignore[arg-type]
         self._http = _Uvicorn(config)
-        self._task = asyncio.create_task(self._http.serve([listener]))
+        self._task = asyncio.create_task(self._http.serve(listeners))
         try:
             for front in self._fronts:
                 await front.start()
             await self.plane.start()
+            if self._worker is not None and self.operator is not None:
+                self._channel = Channel(self._worker[1], self.operator.metrics.text, _end_self)
+                app.scrape = self._channel.scrape
+                await self._channel.start()
         except BaseException:
             await self.stop(1.0)
             raise
+
+    def _listeners(self) -> list[socket.socket]:
+        if self._worker is not None:
+            return [socket.socket(fileno=self._worker[0])]
+        found = [listen(self.settings.host, self.settings.http_port)]
+        if self.operator is not None and self.operator.options.admin_port:
+            found.append(listen("127.0.0.1", self.operator.options.admin_port))
+        return found
 
     async def stop(self, grace: float | None = None) -> None:
         """Not ready at once; answer what was accepted; then close everything."""
@@ -122,6 +160,10 @@ class Server:
             if isinstance(result, BaseException):
                 _log.warning("a front did not end in time: %s", type(result).__name__)
         await self.plane.drain(max(0.1, end - time.monotonic()))
+        if self._channel is not None:
+            await self._channel.close()
+        if self.operator is not None:
+            await asyncio.to_thread(self.operator.close)
 
     async def run(self, started: Callable[[Server], None]) -> None:
         """Start, call `started`, serve until SIGTERM or SIGINT, and end in order.
@@ -154,6 +196,11 @@ class Server:
         await self.stop()
 
 
+def _end_self() -> None:
+    """The supervisor is gone: drain as if it had said so."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens.
 
@@ -176,12 +223,21 @@ def run(
     settings: Settings,
     started: Callable[[Server], None],
     extensions: Sequence[Extension] = (),
+    operating: Options | None = None,
+    worker: tuple[int, int] | None = None,
 ) -> None:
-    """Serve until a signal; blocks."""
+    """Serve until a signal; blocks.
+
+    Args:
+        worker: file descriptors of the socket and the channel that a supervisor gave.
+    """
     import uvloop
 
     async def main() -> None:
-        await Server(settings, extensions).run(started)
+        server = Server(settings, extensions, operating or Options(), worker)
+        assert server.operator is not None
+        server.operator.start_logs()
+        await server.run(started)
 
     uvloop.run(main())
     # Threads of engines that hang must not keep the process.

@@ -58,6 +58,7 @@ class Settings:
         max_running: batches that run at once over all models, which take turns; 0 without limit.
         isolation: "process" runs engines in child processes, which may crash and hang.
         run_timeout: seconds after which a batch counts as hung, 0 never.
+        inline: seconds; batches that are known to take less run on the event loop, 0 for never.
         grace: seconds that accepted requests have when the server ends.
         trust: run machine code in engine files that no trusted key signed.
     """
@@ -81,6 +82,7 @@ class Settings:
     max_running: int = 0
     isolation: Isolation = "thread"
     run_timeout: float = 60.0
+    inline: float = 1e-4
     grace: float = 30.0
     trust: bool = False
     limits: Limits = Limits()
@@ -94,7 +96,10 @@ class Settings:
         for name in ("queue_size", "instances", "max_batch"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for name in ("delay", "queue_timeout", "run_timeout", "grace", "threads", "max_running"):
+        for name in (
+            *("delay", "queue_timeout", "run_timeout", "grace", "inline"),
+            *("threads", "max_running"),
+        ):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} is {getattr(self, name)}, expected 0 or more")
         if self.poll_seconds <= 0:

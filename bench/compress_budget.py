@@ -1,0 +1,127 @@
+"""Claim: the accuracy budget holds on data that optimize() never saw; more of it is never slower.
+
+    python bench/compress_budget.py [--digits]
+
+A CNN is trained on MNIST (../shared/data/mnist-10k) or, with --digits, on scikit-learn's digits;
+its test data are halved. optimize() sees one half through `evaluate`; the drop is then measured on
+the other. For each max_drop the drop there must stay within the bound plus two standard errors of
+the difference of two accuracies on the same items (McNemar), and a larger budget must not
+give a slower engine, beyond the interval of the measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import redline
+
+DROPS = (0.0, 0.002, 0.005, 0.02)
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist-10k"
+BATCH = 50
+
+
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return torch.tensor(data.images / 16, dtype=torch.float32)[:, None], torch.tensor(data.target)
+
+
+def mnist() -> tuple[torch.Tensor, torch.Tensor]:
+    """The 10 000 images of the IDX files in the folder."""
+    arrays = {}
+    for path in sorted(DATA.iterdir()):
+        for kind, skip in (("images", 16), ("labels", 8)):
+            if kind in path.name and "ubyte" in path.name:
+                read = gzip.open if path.suffix == ".gz" else open
+                with read(path, "rb") as file:
+                    arrays[kind] = np.frombuffer(file.read(), np.uint8, offset=skip)
+    if set(arrays) != {"images", "labels"}:
+        raise SystemExit(f"{DATA} holds no IDX files of images and labels")
+    images = torch.tensor(arrays["images"].reshape(-1, 1, 28, 28) / 255, dtype=torch.float32)
+    return images, torch.tensor(arrays["labels"], dtype=torch.int64)
+
+
+def train(images: torch.Tensor, labels: torch.Tensor) -> torch.nn.Module:
+    torch.manual_seed(0)
+    side = images.shape[-1] // 4
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 16, 3, padding=1),
+        torch.nn.BatchNorm2d(16),
+        torch.nn.ReLU(),
+        torch.nn.MaxPool2d(2),
+        torch.nn.Conv2d(16, 32, 3, padding=1),
+        torch.nn.BatchNorm2d(32),
+        torch.nn.ReLU(),
+        torch.nn.MaxPool2d(2),
+        torch.nn.Flatten(),
+        torch.nn.Linear(32 * side * side, 10),
+    )
+    rule = torch.optim.Adam(net.parameters(), 2e-3)
+    for _ in range(4 if len(images) > 2000 else 12):
+        for part in torch.randperm(len(images)).split(64):
+            rule.zero_grad()
+            torch.nn.functional.cross_entropy(net(images[part]), labels[part]).backward()
+            rule.step()
+    return net.eval()
+
+
+def correct(call, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """One boolean an item."""
+    with torch.no_grad():
+        found = [call(images[i : i + BATCH]).argmax(1) for i in range(0, len(images), BATCH)]
+    return torch.cat(found) == labels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--digits", action="store_true")
+    images, labels = digits() if parser.parse_args().digits else mnist()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    images, labels = images[order], labels[order]
+    half = (len(labels) // 4) // BATCH * BATCH
+    rest = len(labels) - 2 * half
+    net = train(images[:rest], labels[:rest])
+    seen = (images[rest : rest + half], labels[rest : rest + half])
+    unseen = (images[rest + half :], labels[rest + half :])
+    loader = [(images[i : i + BATCH], labels[i : i + BATCH]) for i in range(0, 500, BATCH)]
+    before = correct(net, *unseen)
+    failed, last = [], None
+    print("| max_drop | winner | latency | drop seen | drop unseen | 2 standard errors |")
+    print("|---|---|---|---|---|---|")
+    for drop in DROPS:
+        engine = redline.optimize(
+            net,
+            images[:BATCH],
+            precisions=("fp32", "int8"),
+            calibration=loader,
+            evaluate=lambda call: float(correct(call, *seen).float().mean()),
+            goal=redline.Goal(max_drop=drop),
+            budget="90s",
+            progress=False,
+        )
+        after = correct(engine, *unseen)
+        winner = engine.report.winner
+        lost = float((before.float() - after.float()).mean())
+        margin = 2 * float((before != after).float().mean().sqrt()) / len(after) ** 0.5
+        own = float(correct(net, *seen).float().mean()) - (winner.accuracy or 0.0)
+        print(
+            f"| {drop} | {winner.id} | {winner.timing.median * 1e6:.1f} us | {own:.4f} "
+            f"| {lost:.4f} | {margin:.4f} |"
+        )
+        if lost > drop + margin:
+            failed.append(f"max_drop {drop}: {lost:.4f} on unseen data")
+        if last is not None and winner.timing.low > last.timing.high:
+            failed.append(f"max_drop {drop} is slower than the one before")
+        last = winner
+    sys.exit("; ".join(failed) or 0)
+
+
+if __name__ == "__main__":
+    main()

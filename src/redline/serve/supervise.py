@@ -1,0 +1,66 @@
+"""`--workers N`: the same command in several processes, by the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+
+from redline.errors import InputError
+from redline.serve.operator import Operator, Options
+from redline.serve.plane import Plane
+from redline.serve.repository import Repository
+from redline.serve.settings import Settings
+from redline.serve.workers import Supervisor, listeners
+
+
+def supervise(settings: Settings, options: Options, count: int, say: Callable[[str], None]) -> None:
+    """Serve with so many processes until a signal; blocks.
+
+    Raises:
+        InputError: options that would reach one worker only, or cannot be used at all.
+        RunError: the workers do not start.
+    """
+    if settings.mode == "explicit" or options.allow_control or options.admin_key_file:
+        raise InputError(
+            "with several workers, what the control plane changes would reach one of them",
+            hint="serve with --mode poll, which all workers follow, or with --workers 1",
+        )
+    # Reads keys and certificates once here: what is wrong with them is one error, not one a worker.
+    Operator(
+        Plane(Repository(settings), settings), options,
+        host=settings.host, allow_remote=settings.allow_remote,
+    ).start_logs()  # fmt: skip
+    try:
+        sockets = listeners(settings.host, settings.http_port, count)
+    except OSError as error:
+        raise InputError(
+            f"cannot listen on {settings.host} port {settings.http_port}: {error.strerror}"
+        ) from None
+    port = sockets[0].getsockname()[1]
+
+    def command(listener: int, channel: int) -> list[str]:
+        own = [sys.executable, "-m", "redline", *sys.argv[1:]]
+        return [*own, "--worker", f"{listener},{channel}"]
+
+    async def run() -> None:
+        supervisor = Supervisor(command, sockets, grace=settings.grace)
+        say(f"{count} workers on port {port}")
+        await supervisor.run()
+
+    asyncio.run(run())
+
+
+def descriptors(text: str) -> tuple[int, int] | None:
+    """What the supervisor told its worker.
+
+    Example:
+        >>> descriptors("5,6"), descriptors("")
+        ((5, 6), None)
+    """
+    if not text:
+        return None
+    listener, _, channel = text.partition(",")
+    if not (listener.isdecimal() and channel.isdecimal()):
+        raise InputError("--worker is for the supervisor's own use")
+    return int(listener), int(channel)
