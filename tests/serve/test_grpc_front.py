@@ -128,9 +128,9 @@ def test_timeout_priority_and_deadline_reach_the_plane(server, client):
 
 
 def test_a_cancelled_call_cancels_its_task(server, client):
-    before = server.plane.cancelled
+    before, seen = server.plane.cancelled, len(server.plane.seen)
     call = client.async_infer("slow", [tensor("x", X)], lambda result, error: None)
-    wait_for(lambda: server.plane.seen and server.plane.seen[-1].model == "slow")
+    wait_for(lambda: len(server.plane.seen) > seen)
     call.cancel()
     wait_for(lambda: server.plane.cancelled == before + 1)
 
@@ -196,7 +196,9 @@ def test_a_slow_stream_does_not_read_ahead_without_end(server, client):
     wait_for(lambda: len(server.plane.seen) == seen + 32)
     time.sleep(0.1)
     assert len(server.plane.seen) == seen + 32  # GrpcOptions.stream_requests
+    before = server.plane.cancelled
     client.stop_stream(cancel_requests=True)
+    wait_for(lambda: server.plane.cancelled == before + 32)
 
 
 def test_a_cancelled_stream_frees_its_requests(server, client):
