@@ -32,9 +32,7 @@ def message(value, rows=1, model="mlp"):
 
 async def read_answer(reader):
     head = await reader.readuntil(b"\r\n\r\n")
-    fields = dict(
-        line.split(b": ", 1) for line in head.lower().split(b"\r\n")[1:] if b": " in line
-    )
+    fields = dict(line.split(b": ", 1) for line in head.lower().split(b"\r\n")[1:] if b": " in line)
     body = await reader.readexactly(int(fields[b"content-length"]))
     size = int(fields.get(b"inference-header-content-length", len(body)))
     return int(head.split()[1]), body[size:], body[:size]
