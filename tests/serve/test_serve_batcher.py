@@ -4,6 +4,7 @@ import asyncio
 import random
 import threading
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -59,48 +60,47 @@ def blocked(engine):
     engine.gate.clear()
 
 
+async def ask(batcher, value, draw):
+    """One request in some shape and mood; what became of it."""
+    rows, width = draw.randint(1, 4), draw.choice([2, 3])
+    priority, timeout = draw.choice([0, 1, 2, 3]), draw.choice([0, 0, 0.001, 5])
+    try:
+        item = submit(batcher, value, rows, width, priority, timeout)
+    except ServeError as error:
+        return "full" if error.status is Status.UNAVAILABLE else "wrong"
+    try:
+        if draw.random() < 0.3:
+            await asyncio.sleep(draw.random() * 0.004)
+            batcher.cancel(item)
+        (output,) = await item.future
+    except asyncio.CancelledError:
+        return "cancelled"
+    except ServeError as error:
+        return "late" if error.what == "Request timeout expired" else "wrong"
+    right = output.shape == (rows, width) and (output == value + 1).all()
+    return "right" if right else "wrong"
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_every_request_gets_its_own_answer_or_a_reason(seed):
     draw = random.Random(seed)
-
-    async def one(batcher, value, tally):
-        rows, width = draw.randint(1, 4), draw.choice([2, 3])
-        try:
-            level, patience = draw.choice([0, 1, 2, 3]), draw.choice([0, 0, 0.001, 5])
-            item = submit(batcher, value, rows, width, level, patience)
-        except ServeError as error:
-            tally["full" if error.status is Status.UNAVAILABLE else "wrong"] += 1
-            return
-        try:
-            if draw.random() < 0.3:
-                await asyncio.sleep(draw.random() * 0.004)
-                batcher.cancel(item)
-            outputs = await item.future
-            assert outputs[0].shape == (rows, width)
-            assert (outputs[0] == value + 1).all()
-            tally["right"] += 1
-        except asyncio.CancelledError:
-            tally["cancelled"] += 1
-        except ServeError as error:
-            tally["late" if error.what == "Request timeout expired" else "wrong"] += 1
+    queueing = Queueing(
+        max_batch=8, size=60, preferred=(4,), levels=3, default_priority=2,
+        inline=5e-5 if seed % 2 else 0.0,
+    )  # fmt: skip
 
     async def main():
         engine = Engine()
-        queueing = Queueing(
-            max_batch=8, size=60, preferred=(4,), levels=3, default_priority=2,
-            inline=5e-5 if seed % 2 else 0.0,
-        )  # fmt: skip
         batcher = Batcher([engine] * draw.randint(1, 2), 1, queueing)
-        tally = dict.fromkeys(("right", "late", "cancelled", "full", "wrong"), 0)
         tasks = []
         for value in range(400):
-            tasks.append(asyncio.create_task(one(batcher, value, tally)))
+            tasks.append(asyncio.create_task(ask(batcher, value, draw)))
             if draw.random() < 0.1:
                 await asyncio.sleep(draw.random() * 0.003)
-        await asyncio.wait_for(asyncio.gather(*tasks), 60)
-        assert sum(tally.values()) == 400
-        assert not tally["wrong"]
-        assert tally["right"] > 50
+        told = Counter(await asyncio.wait_for(asyncio.gather(*tasks), 60))
+        assert told.total() == 400
+        assert not told["wrong"]
+        assert told["right"] > 50
         assert (batcher.waiting, batcher.running) == (0, 0)
         assert all(batch.shape[0] <= 8 for batch in engine.batches)
         await finish(batcher)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from redline.serve.checking import Key
+from redline.serve.costs import Costs
 from redline.serve.instance import Batch, Instance
 from redline.serve.messages import ServeError, Status
 from redline.serve.opening import Run
@@ -63,23 +64,6 @@ class Item:
         self.batch_rows = 0
         self.timer: asyncio.TimerHandle | None = None
         self.future: asyncio.Future[list[np.ndarray]]
-
-
-class Costs:
-    """What batches of about so many rows took lately, in seconds: quick to rise, slow to fall."""
-
-    def __init__(self) -> None:
-        self._recent: dict[int, float] = {}
-
-    def add(self, rows: int, seconds: float) -> None:
-        """A batch took so long."""
-        size = rows.bit_length()
-        before = self._recent.get(size, seconds)
-        self._recent[size] = seconds if seconds > 4 * before else 0.9 * before + 0.1 * seconds
-
-    def most(self, rows: int) -> float:
-        """What so many rows may take; infinite where no batch of that size has run yet."""
-        return self._recent.get(rows.bit_length(), float("inf"))
 
 
 class Batcher:
