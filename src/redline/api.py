@@ -117,8 +117,7 @@ def optimize(
             bench = set_up(captured, folder, seed=seed, use_cache=use_cache)
             compressing = (precisions, calibration, evaluate, goal, bench.cases, say)
             lower = make_variants(captured, folder, *compressing, start + SHARE * seconds)
-            bench.cancelled = lower.cancelled
-            bench.variants = {variant.name: variant for variant in lower.ready}
+            bench.take(lower)
             candidates, left_out = propose(captured, backends, list(bench.variants))
             choose = partial(crown, bench, goal=goal, evaluate=evaluate, judge=lower.judge)
             hold = partial(contest, bench, candidates, seconds, start, say)
