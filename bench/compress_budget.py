@@ -52,19 +52,19 @@ def train(images: torch.Tensor, labels: torch.Tensor) -> torch.nn.Module:
     torch.manual_seed(0)
     side = images.shape[-1] // 4
     net = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 16, 3, padding=1),
-        torch.nn.BatchNorm2d(16),
-        torch.nn.ReLU(),
-        torch.nn.MaxPool2d(2),
-        torch.nn.Conv2d(16, 32, 3, padding=1),
+        torch.nn.Conv2d(1, 32, 3, padding=1),
         torch.nn.BatchNorm2d(32),
         torch.nn.ReLU(),
         torch.nn.MaxPool2d(2),
+        torch.nn.Conv2d(32, 64, 3, padding=1),
+        torch.nn.BatchNorm2d(64),
+        torch.nn.ReLU(),
+        torch.nn.MaxPool2d(2),
         torch.nn.Flatten(),
-        torch.nn.Linear(32 * side * side, 10),
+        torch.nn.Linear(64 * side * side, 10),
     )
     rule = torch.optim.Adam(net.parameters(), 2e-3)
-    for _ in range(4 if len(images) > 2000 else 12):
+    for _ in range(2 if len(images) > 2000 else 12):
         for part in torch.randperm(len(images)).split(64):
             rule.zero_grad()
             torch.nn.functional.cross_entropy(net(images[part]), labels[part]).backward()

@@ -34,7 +34,7 @@ from redline.search.cache import Cache
 from redline.search.goal import Goal, quantity
 from redline.side_by_side import compare
 from redline.trial import Bench, discard
-from redline.variants import SHARE, check, make_variants, scored
+from redline.variants import check, make_variants, scored, share
 
 __all__ = ["compare", "optimize"]
 
@@ -116,9 +116,8 @@ def optimize(
             say("running the reference in float64")
             bench = set_up(captured, folder, seed=seed, use_cache=use_cache)
             compressing = (precisions, calibration, evaluate, goal, bench.cases, say)
-            lower = make_variants(captured, folder, *compressing, start + SHARE * seconds)
-            bench.cancelled = lower.cancelled
-            bench.variants = {variant.name: variant for variant in lower.ready}
+            lower = make_variants(captured, folder, *compressing, share(start, seconds))
+            bench.take(lower)
             candidates, left_out = propose(captured, backends, list(bench.variants))
             choose = partial(crown, bench, goal=goal, evaluate=evaluate, judge=lower.judge)
             hold = partial(contest, bench, candidates, seconds, start, say)

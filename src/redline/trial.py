@@ -26,7 +26,7 @@ from redline.measure import accuracy
 from redline.measure.child import Child
 from redline.measure.record import Outcome, Record
 from redline.search.cache import Cache, make_key
-from redline.variants import Variant
+from redline.variants import Variant, Variants
 
 _HOLD = 0.5  # of the free memory: what candidates may hold together while they wait for the race
 _PATIENCE = 20.0  # a run may take this many times eager's time, and at least so many seconds
@@ -82,6 +82,11 @@ class Bench:
     held: int = 0
     busy: float = 0.0
     variants: dict[str, Variant] = field(default_factory=dict)
+
+    def take(self, made: Variants) -> None:
+        """Let the graphs of lower precision that are ready take part."""
+        self.cancelled = made.cancelled
+        self.variants = {variant.name: variant for variant in made.ready}
 
     @cached_property
     def memory(self) -> int:

@@ -22,7 +22,7 @@ from redline.measure.record import Kept, Record, Tried
 from redline.quality import Evaluate, Judge, judge, opened
 from redline.search.goal import Goal
 
-SHARE = 0.4  # of the budget: after it no further graph is made
+_SHARE = 0.4  # of what is left of the budget: after it no further graph is made
 _GPU = ("fp8", "fp4")
 _PACE = 0.15  # seconds for the calls that compare a graph's time with fp32's
 PRECISIONS = ("fp32", *METHODS, *_GPU)
@@ -65,6 +65,16 @@ def check(precisions: Sequence[str]) -> tuple[str, ...]:
     if not precisions:
         raise InputError("no precision is given", hint=f"known: {', '.join(PRECISIONS)}")
     return tuple(dict.fromkeys(p for p in precisions if p != "fp32"))
+
+
+def share(start: float, budget: float) -> float:
+    """When making graphs ends, as a time.monotonic(): capturing has had its part of the budget.
+
+    Args:
+        start: a time.monotonic(); budget: seconds from it.
+    """
+    now = time.monotonic()
+    return now + _SHARE * max(0.0, start + budget - now)
 
 
 def make_variants(

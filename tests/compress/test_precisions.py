@@ -13,7 +13,7 @@ from redline.errors import InputError
 from redline.graph.serialize import to_bytes
 
 pytest.importorskip("nncf")
-HOW = {"backends": ["onnxruntime"], "budget": "20s", "use_cache": False, "progress": False}
+HOW = {"backends": ["onnxruntime"], "budget": "120s", "use_cache": False, "progress": False}
 
 
 @pytest.fixture(autouse=True)

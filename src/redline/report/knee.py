@@ -40,13 +40,13 @@ def knee(study: Study) -> dict[str, Any] | None:
 
     winner = next((record.precision for record in study.records if record.winner), "")
     points = [_point("fp32", 1.0, 0.0, True, winner)]
-    points += [
-        _point(o.name, pace, o.drop, o.drop <= o.max_drop + 1e-9, winner) for pace, o in timed
-    ]
+    for pace, one in timed:
+        points.append(_point(one.name, pace, one.drop, one.drop <= one.max_drop + 1e-9, winner))
     points.sort(key=lambda point: point["pace"])
     for point in points:
         point |= {"x": across(point["pace"]), "y": down(point["drop"])}
     steps = [worst * part / 4 for part in range(5)]
+    paces = [most * part / 4 for part in range(1, 5)]
     return {
         "width": WIDTH,
         "height": HEIGHT,
@@ -59,10 +59,7 @@ def knee(study: Study) -> dict[str, Any] | None:
         "bound": down(bound),
         "bound_text": f"{bound:g} may be lost",
         "rows": [{"y": down(step), "text": f"{step:.3g}"} for step in steps],
-        "columns": [
-            {"x": across(most * part / 4), "text": f"{most * part / 4:.2f}×"}
-            for part in range(1, 5)
-        ],
+        "columns": [{"x": across(pace), "text": f"{pace:.2f}×"} for pace in paces],
     }
 
 

@@ -18,13 +18,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _HINT = "give what Report.json() wrote"
-_FLOATS = (
-    "error",
-    "tolerance",
-    "accuracy",
-    "yardstick",
-    "drop",
-)  # these alone can be infinite or NaN
+# Only these can be infinite or NaN.
+_FLOATS = ("error", "tolerance", "accuracy", "yardstick", "drop")
 
 
 @dataclass(frozen=True)
@@ -148,7 +143,8 @@ def _numbers(data: Any) -> Any:
         key: float(value) if key in _FLOATS and value in ("inf", "-inf", "nan") else value
         for key, value in data.items()
     }
-    for rows in ("records", "compressed"):
-        if isinstance(found.get(rows), list):
-            found[rows] = [_numbers(row) for row in found[rows]]
+    for name in ("records", "compressed"):
+        rows = found.get(name)
+        if isinstance(rows, list):
+            found[name] = [_numbers(row) for row in rows]
     return found
