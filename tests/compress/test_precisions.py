@@ -62,6 +62,7 @@ def test_garbage_ends_in_float_layers(digits):
             assert "loses" in refused(engine, "int8").reason
 
 
+@pytest.mark.slow
 def test_without_a_metric_the_outputs_are_compared_and_the_report_says_so(digits):
     with redline.optimize(
         digits.planted, digits.x[:1], precisions=("int8", "fp32"), calibration=[digits.x[:100]],
@@ -78,6 +79,7 @@ def test_without_calibration_fp32_stays_with_the_reason(digits):
         assert next(r for r in engine.report.study.records if r.winner).precision == "fp32"
 
 
+@pytest.mark.slow
 def test_nothing_may_be_lost(digits):
     def strict(model) -> float:  # anything but fp32 scores less
         with torch.no_grad():
@@ -117,6 +119,7 @@ def test_fp8_is_refused_on_a_cpu(digits):
         assert "needs a GPU" in refused(engine, "fp8").reason
 
 
+@pytest.mark.slow
 def test_a_model_of_integers_alone_is_refused(tmp_path):
     class Lookup(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -195,6 +198,7 @@ def test_a_metric_that_fails_on_a_compressed_graph_refuses_that_graph(digits, tm
     assert all("TypeError: no module" in row.reason for row in found.refused)
 
 
+@pytest.mark.slow
 def test_graphs_are_timed_beside_fp32_and_cost_no_more_than_their_share(digits, tmp_path):
     found = make(digits, tmp_path, digits.accuracy)
     assert [one.name for one in found.tried] == ["int8", "bf16"]
@@ -219,6 +223,7 @@ def test_ctrl_c_while_graphs_are_made_keeps_what_is_ready(digits, tmp_path):
     assert "Ctrl-C" in found.refused[0].reason
 
 
+@pytest.mark.slow
 def test_backends_without_kernels_for_it_say_so():
     from redline.backends import get, names
 
