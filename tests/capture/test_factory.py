@@ -29,7 +29,7 @@ def test_a_factory_is_called_and_a_module_is_taken():
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("zoo_for_factory", "does not name a model"),
+        ("zoo_for_factory", "names nothing in a module"),
         ("no_such_module:build", "no module 'no_such_module'"),
         ("zoo_for_factory:biuld", "did you mean zoo_for_factory:build"),
     ],

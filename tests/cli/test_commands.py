@@ -158,7 +158,7 @@ def test_bench_times_engine_and_module_side_by_side(folder):
             ["optimize", "cli_toys:build", "--input", SHAPE, "--backend", "onxruntime"],
             "did you mean",
         ),
-        (["optimize", "cli_toys:build", "--input", SHAPE, "--precision", "fp8"], "precision"),
+        (["optimize", "cli_toys:build", "--input", SHAPE, "--precision", "fp7"], "precision"),
         (["optimize", "cli_toys:build", "--input", SHAPE, "--budget", "0"], "budget"),
         (["optimize", "cli_toys:build", "--input", SHAPE, "--budget", "soon"], "'90s'"),
         (["optimize", "cli_toys:build", "--input", SHAPE, "--minimize", "speed"], "latency"),

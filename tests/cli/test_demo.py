@@ -34,7 +34,7 @@ def test_training_is_the_same_on_every_run(monkeypatch):
 @pytest.mark.timeout(300)  # as long as the demo may take, and more on a busy machine
 def test_the_whole_demo(tmp_path):
     out = tmp_path / "demo-out"
-    words = ["demo", "--out", str(out), "--budget", "12s", "--json"]
+    words = ["demo", "--out", str(out), "--budget", "25s", "--json"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
