@@ -28,7 +28,16 @@ def array(*shape, seed=0):
 
 @pytest.mark.parametrize(
     ("m", "k", "n"),
-    [(1, 1, 1), (1, 16, 64), (3, 7, 33), (29, 40, 70), (64, 300, 257), (61, 512, 70), (0, 4, 5)],
+    [
+        (1, 1, 1),
+        (1, 16, 64),
+        (3, 7, 33),
+        (29, 40, 70),
+        (64, 300, 257),
+        (61, 512, 70),
+        (97, 1100, 70),
+        (0, 4, 5),
+    ],
 )
 @pytest.mark.parametrize("threads", [1, 2])
 def test_product_with_constant_weights(target, threads, m, k, n):

@@ -18,6 +18,7 @@ from redline.native.ir import Program
 from redline.native.isa import Isa
 from redline.native.layout import Layouts
 from redline.native.read import read
+from redline.native.squeeze import squeeze
 from redline.native.tune import Choices, key, space, tune
 from redline.native.winograd import choose
 
@@ -91,6 +92,8 @@ def lower(
         trace.done("winograd", program)
     program = expand.choose(program, isa.lanes)
     trace.done("expand", program)
+    program = squeeze(program, isa.lanes, threads)
+    trace.done("squeeze", program)
     program = Layouts(program, isa.lanes).run()
     trace.done("layout", program)
     sources = emit(program, isa, threads)

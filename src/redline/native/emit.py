@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from redline.native import attention, emit_calls, emit_rnn, expand, winograd
+from redline.native import attention, emit_calls, emit_conv, emit_rnn, expand, winograd
 from redline.native import emit_anchors as anchors
 from redline.native import emit_loops as loops
 from redline.native import emit_windows as windows
@@ -25,7 +25,7 @@ _EMIT: dict[str, Callable[[Code, Node], str]] = {
     "gemm": anchors.gemm,
     "matmul": anchors.matmul,
     "attention": attention.emit,
-    "conv": anchors.conv,
+    "conv": emit_conv.conv,
     "depthwise": windows.depthwise,
     "pool": windows.pool,
     "winograd": winograd.emit,
@@ -79,6 +79,8 @@ def _scratch(code: Code, node: Node) -> int:
         return attention.scratch(code, node)
     if node.kind == "gemm":
         return anchors.gemm_scratch(code, node)
+    if node.attrs.get("scaled"):
+        return emit_conv.scaled_scratch(code, node)
     if node.kind == "winograd":
         return winograd.scratch(code, node)
     if node.kind == "expand":
@@ -100,7 +102,9 @@ def _group(code: Code, node: Node) -> dict[str, object]:
 
 def _touched(node: Node) -> list[Value]:
     """Its arrays, each once; of a view only what it shows."""
-    found = {(value.root, value.offset, value.shape): value for value in [node.out, *node.reads()]}
+    found = {
+        (value.root, value.offset, value.shape): value for value in [*node.writes(), *node.reads()]
+    }
     return list(found.values())
 
 

@@ -20,6 +20,7 @@ def depthwise(c: Code, node: Node) -> str:
     pad = a["pads"][0] * row + a["pads"][1] * pixel
     split = c.threads if node.flops // 2 >= SMALL // 4 else 1
     step = a["dilations"][0] * row
+    clear, start, end = summing(c, node, split, "q")
     return (
         f"if (t >= {split}) return;\n"
         f"const float* const w = (const float*)(c.weights + {at});\n"
@@ -27,13 +28,39 @@ def depthwise(c: Code, node: Node) -> str:
         f"for (long b = 0; b < {n}; ++b) {{\n"
         f"const float* x = {c.pointer(x)} - {pad} + b * {sn}; "
         f"float* y = {c.pointer(out, write=True)} + b * {yn};\n"
-        f"const auto epilogue = {lambda_epilogue(c, node, 'long ob, long h, long v')};\n"
+        f"{clear}{start}\n"
         f"for (long u = part.first; u < part.last; ++u) {{\n"
         f"const long q = u / {oh}, h = u % {oh};\n"
         f"const float* lines[{kh}];\n"
         f"for (long i = 0; i < {kh}; ++i) lines[i] = x + q * {sc} + h * {a['strides'][0] * row} + i * {step};\n"
-        f"float* to = y + q * {yb} + h * {yh};\n{depthwise_line(c, node, 'q', 'lines', '0')}}}\n}}\n"
+        f"float* to = y + q * {yb} + h * {yh};\n{depthwise_line(c, node, 'q', 'lines', '0')}{end}}}\n}}\n"
     )
+
+
+def summing(c: Code, node: Node, split: int, block: str) -> tuple[str, str, str]:
+    """C++ that clears a thread's sums, the epilogue, and what adds a row to the sums.
+
+    Each thread has a vector of sums for each block of channels, and clears those of threads that
+    take no part.
+    """
+    epilogue = lambda_epilogue(c, node, "long ob, long h, long v")
+    sums = node.attrs.get("sums")
+    if sums is None:
+        return "", f"const auto epilogue = {epilogue};", ""
+    channels = sums.shape[1]
+    sn, sc, _, lane, _ = c.geometry(sums)
+    clear = (
+        f"float* const sums = {c.pointer(sums, write=True)} + b * {sn};\n"
+        f"for (long q = 0; q < {-(-channels // c.lanes)}; ++q) for (long i = t; i < {c.threads}; "
+        f"i += {split}) rl::store(sums + q * {sc} + i * {lane}, rl::vf{{}});\n"
+    )
+    start = (
+        f"rl::vf total = {{}};\nconst auto plain = {epilogue};\n"
+        "const auto epilogue = [&](rl::vf acc, long ob, long h, long v) { "
+        "const rl::vf y = plain(acc, ob, h, v); total += y; return y; };"
+    )
+    at = f"sums + {block} * {sc} + t * {lane}"
+    return clear, start, f"rl::store({at}, rl::load({at}) + total); total = rl::vf{{}};\n"
 
 
 def pack_depthwise(c: Code, weights: np.ndarray) -> tuple[int, int]:
@@ -79,6 +106,8 @@ def pool(c: Code, node: Node) -> str:
     end = (
         ""
         if high
+        else f"acc *= {1 / a['divisor']!r}f;"
+        if "divisor" in a
         else (
             "acc /= rl::set((float)count);"
             if not a["count_pads"]

@@ -8,15 +8,9 @@ high, which stays in the second-level cache, and the array is never made.
 from __future__ import annotations
 
 from redline.native.code import SMALL, Code
-from redline.native.emit_anchors import (
-    balanced,
-    depth,
-    lambda_epilogue,
-    pack_conv,
-    tile,
-    widths,
-)
-from redline.native.emit_windows import depthwise_line, pack_depthwise
+from redline.native.emit_anchors import balanced, lambda_epilogue, tile
+from redline.native.emit_conv import depth, pack_conv, widths
+from redline.native.emit_windows import depthwise_line, pack_depthwise, summing
 from redline.native.ir import Blocked, Node, Program, leaves
 
 _PAYS = 14  # rows of the widened image: below, it fits the cache anyway
@@ -90,20 +84,18 @@ def emit(c: Code, node: Node) -> str:
     pixels, wide, blocks = _panel(c, node)
     a["code"] = f"conv_tile<{pixels}, {wide}> into depthwise_tile"
     full, left = divmod(blocks, wide)
-    panels = full + (1 if left else 0)
+    panels = full + bool(left)
     at, _ = pack_conv(c, weights, 1, wide, False)
     filters, _ = pack_depthwise(c, a["weights"])
     kh, sh, top, line = a["weights"].shape[2], a["strides"][0], a["pads"][0], _line(c, node)
     n, _, oh, _ = out.shape
     height, width = first.out.shape[2:]
-    sn, sc, row, pixel, _ = c.geometry(x)
-    yn, yb, yh, _, _ = c.geometry(out)
+    (sn, sc, row, pixel, _), (yn, yb, yh, _, _) = c.geometry(x), c.geometry(out)
     split = c.threads if node.flops // 2 >= SMALL else 1
-    by_rows = _by_rows(c, node, panels)
+    clear, start, add = summing(c, node, split, "q")
     ring = (kh + 1) * wide * line
-    ic = weights.shape[1]
     shares = (f"rl::Span{{0, {panels}}}", f"rl::share({oh}, t, {split})")
-    if not by_rows:
+    if not _by_rows(c, node, panels):
         shares = (f"rl::share({panels}, t, {split})", f"rl::Span{{0, {oh}}}")
     lines = [
         f"if (t >= {split}) return;",
@@ -111,14 +103,15 @@ def emit(c: Code, node: Node) -> str:
         f"memset(ring, 0, {ring * 4});",
         f"const float* const widen = (const float*)(c.weights + {at});",
         f"const float* const w = (const float*)(c.weights + {filters});",
-        f"constexpr rl::Taps taps = {{{-(-ic // lanes)}, {sc}, 1, 0, 1, 0, {min(lanes, ic)}}};",
+        f"constexpr rl::Taps taps = {{{-(-weights.shape[1] // lanes)}, {sc}, 1, 0, 1, 0, {lanes}}};",
         f"const rl::Span panels = {shares[0]}, rows = {shares[1]};",
         f"for (long b = 0; b < {n}; ++b) {{",
         f"const float* x = {c.pointer(x)} + b * {sn}; float* y = {c.pointer(out, write=True)} + b * {yn};",
         f"const auto inner = {lambda_epilogue(c, first, 'long ob, long h, long v')};",
-        f"const auto epilogue = {lambda_epilogue(c, node, 'long ob, long h, long v')};",
+        f"{clear}{start}",
         "for (long p = panels.first; p < panels.last; ++p) {",
         f"const float* const wp = widen + p * {wide * lanes * depth(weights, False, lanes)};",
+        f"rl::vf totals[{wide}] = {{}}; (void)totals;" if add else "",
         f"long ready = rows.first * {sh} - {top}; if (ready < 0) ready = 0;",
         "for (long h = rows.first; h < rows.last; ++h) {",
         f"for (; ready < {height} && ready < h * {sh} - {top} + {kh}; ++ready) {{",
@@ -132,8 +125,22 @@ def emit(c: Code, node: Node) -> str:
         f"for (long j = 0; j < {wide} && p * {wide} + j < {blocks}; ++j) {{",
         f"const long q = p * {wide} + j; float* to = y + q * {yb} + h * {yh};",
         depthwise_line(c, node, "q", "lines", f"j * {line}"),
+        *_finish(add, wide, blocks),
     ]
-    return "\n".join([*lines, "}\n}\n}\n}\n"])
+    return "\n".join([*lines, "}\n}\n"])
+
+
+def _finish(add: str, wide: int, blocks: int) -> list[str]:
+    """The ends of a row and of a panel. Sums leave a panel once: slots of threads share lines."""
+    if not add:
+        return ["}", "}"]
+    each = f"for (long j = 0; j < {wide} && p * {wide} + j < {blocks}; ++j)"
+    return [
+        "totals[j] += total; total = rl::vf{};",
+        "}",
+        "}",
+        f"{each} {{ const long q = p * {wide} + j; total = totals[j]; {add} }}",
+    ]
 
 
 def _widen(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 
-from redline.native.ir import Acc, Expr, Load, No, Node, Program, Value, leaves, replace
+from redline.native.ir import Acc, Apply, Expr, Load, No, Node, Program, Value, leaves, replace
 
 ANCHORS = ("gemm", "matmul", "conv", "depthwise", "pool")
 _ROWS = ("softmax", "logsoftmax", "layernorm", "rmsnorm")
+_SIGMOID = "(rl::sigmoid({0}))"
 _LONG = 64  # operations in one expression; more would spill and compile slowly
 
 
@@ -19,7 +20,22 @@ def fuse(program: Program) -> Program:
         changed = True
         while changed:
             changed = absorb(program)
+    for node in program.nodes:
+        if node.expr is not None and node.out.dtype == "float32":
+            node.expr = _shorter(node.expr)
     return program
+
+
+def _shorter(expr: Expr) -> Expr:
+    """x times sigmoid(x), as exporters write it, is SiLU: one division and no product."""
+    if not isinstance(expr, Apply):
+        return expr
+    args = tuple(map(_shorter, expr.args))
+    if "".join(expr.form.split()) == "({0}*{1})":
+        for x, gate in (args, args[::-1]):
+            if gate == Apply(_SIGMOID, (x,), expr.dtype):
+                return Apply("rl::silu({0})", (x,), expr.dtype)
+    return Apply(expr.form, args, expr.dtype, expr.vector)
 
 
 def _live(program: Program) -> list[Node]:

@@ -134,6 +134,10 @@ class Node:
     names: list[str] = field(default_factory=list)
     flops: int = 0
 
+    def writes(self) -> list[Value]:
+        """Its result, and the sums that it adds up on the way."""
+        return [self.out, *([self.attrs["sums"]] if "sums" in self.attrs else [])]
+
     def reads(self) -> list[Value]:
         """Every value it reads, views as they are."""
         found = list(self.ins)

@@ -8,6 +8,7 @@ import numpy as np
 
 from redline.native.ir import Blocked, Expr, Load, Node, Program, Value, leaves, replace, view
 
+_NO_HALO = (0, 0, 0, 0)
 _WINDOWS = ("conv", "winograd", "depthwise", "expand", "pool")
 
 
@@ -45,7 +46,10 @@ class Layouts:
             node.ins = [self._planar(x, node.attrs["pads"])]
             node.attrs["planar"] = True
         else:
-            node.ins = [self.blocked(x, reach(node))]
+            node.ins = [
+                self.blocked(x, reach(node)),
+                *(self.blocked(v, _NO_HALO) for v in node.ins[1:]),
+            ]
         if node.expr is not None:
             node.expr = replace(node.expr, lambda leaf: self._blocked_leaf(leaf))
         node.out.layout = Blocked(halos.get(node.out, (0, 0, 0, 0)))

@@ -50,7 +50,7 @@ def plan(program: Program, lanes: int, scratch: dict[int, int]) -> tuple[Plan, d
     lives: dict[Value, list[int]] = {}
     own: dict[Value, Hashable] = {}
     for place, node in enumerate(program.nodes):
-        for value in (node.out, *node.reads()):
+        for value in (*node.writes(), *node.reads()):
             root = value.root
             if root.const is None and root not in outside:
                 lives.setdefault(root, [place, place])[1] = place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,14 +26,16 @@ _G = {
     2: np.array([[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]]),
 }
 _CACHED = 10 << 20  # bytes of transformed weights that every thread may stream for itself
-_INPUT = 4 << 20  # bytes of transformed input that threads share
+_NEAR = 320 << 10  # bytes of transformed input that stay in the second-level cache
+_POINT = 128 << 10  # the same, of one product
+_PER_BYTE = 10  # operations that all cores do while a byte comes from memory
 
 
 def choose(program: Program, lanes: int) -> Program:
-    """Turns the 3x3 convolutions into Winograd ones where the arithmetic saved outweighs four
-    times the weights; reads at the lower and right edge go over the halo's end, so it grows.
+    """Turns the 3x3 convolutions into Winograd ones where the arithmetic saved outweighs the larger
+    weights; reads at the lower and right edge go over the halo's end, so it grows.
 
-    Tuning may choose F(2x2, 3x3), whose weights grow less and whose numbers are better.
+    F(2x2, 3x3), whose weights grow less and whose numbers are better, is for images in between.
     """
     for node in program.nodes:
         a = node.attrs
@@ -41,8 +44,7 @@ def choose(program: Program, lanes: int) -> Program:
         if a["strides"] != (1, 1) or a["dilations"] != (1, 1) or a["weights"].shape[1] < 2 * lanes:
             continue
         height, width = node.out.shape[2:]
-        # With few tiles the weights' way from memory costs more.
-        outputs = a.get("way", {}).get("winograd", 4 if min(height, width) >= 12 else 0)
+        outputs = a.get("way", {}).get("winograd", _cheapest(height, width))
         if not outputs:
             continue
         node.kind = "winograd"
@@ -50,6 +52,19 @@ def choose(program: Program, lanes: int) -> Program:
         a["outputs"] = outputs
         a["reach"] = (top, left, bottom + -height % outputs, right + -width % outputs)
     return program
+
+
+def _cheapest(height: int, width: int) -> int:
+    """4, 2 or 0, whose arithmetic or weights, whichever take longer, take least.
+
+    In operations for a pair of channels. A Winograd product runs at three quarters of the peak, its
+    transforms included, a direct one at 85 %.
+    """
+    costs = [(max(2 * 9 * height * width / 0.85, 9 * 4 * _PER_BYTE), 0)]
+    for outputs in (4, 2):
+        tiles, points = -(-height // outputs) * -(-width // outputs), (outputs + 2) ** 2
+        costs.append((max(2 * tiles * points / 0.75, points * 4 * _PER_BYTE), outputs))
+    return min(costs)[1]
 
 
 def tolerance_class(nodes: Iterable[Node]) -> str:
@@ -64,76 +79,127 @@ def _points(node: Node) -> tuple[int, int]:
     return outputs, (outputs + 2) ** 2
 
 
-def _shape(c: Code, node: Node) -> tuple[int, int, bool]:
-    """(tiles, tiles at a time, whether threads share the input and split the output channels)."""
+@dataclass(frozen=True)
+class _Walk:
+    """How a convolution walks its tiles.
+
+    Attributes:
+        tiles: all of an image's; count: how many at a time.
+        shared: threads share the input and split the output channels.
+        by_point: every panel of weights for one product, then the next product; else all products
+            of a panel. Needed where the input of all products falls out of the cache between two
+            panels; costs room for the products of all panels.
+        slots: panels whose products are kept at a time.
+    """
+
+    tiles: int
+    count: int
+    shared: bool
+    by_point: bool
+    slots: int
+
+
+def _walk(c: Code, node: Node) -> _Walk:
     height, width = node.out.shape[2:]
     oc, ic = node.attrs["weights"].shape[:2]
     outputs, points = _points(node)
     tiles = -(-height // outputs) * -(-width // outputs)
     rows = c.isa.accumulators // 2
-    if tiles >= 2 * rows * c.threads and points * ic * oc * 4 <= _CACHED:
-        return tiles, 2 * rows, False
-    most = max(rows, _INPUT // (points * ic * 4) // rows * rows)
-    return tiles, min(tiles, most), True
+    shared = tiles < 2 * rows * c.threads or points * ic * oc * 4 > _CACHED
+    mine = tiles if shared else -(-tiles // c.threads)
+    panels = -(-oc // (2 * c.lanes))
+    slots = -(-panels // c.threads) if shared else panels
+    near = _NEAR // (points * ic * 4)
+    by_point = near < min(2 * rows, mine) and slots > 1
+    most = max(rows, (_POINT // (ic * 4) if by_point else near) // rows * rows)
+    count = -(-mine // -(-mine // most))  # passes of the same length
+    return _Walk(tiles, count, shared, by_point, slots if by_point else 1)
 
 
 def scratch(c: Code, node: Node) -> int:
     """Bytes for the transformed input and the products, of all threads."""
-    _, count, shared = _shape(c, node)
-    _, points = _points(node)
+    walk, (_, points) = _walk(c, node), _points(node)
     blocks = -(-node.attrs["weights"].shape[1] // c.lanes)
-    v, m = points * blocks * count * c.lanes, points * 2 * count * c.lanes
-    return int(4 * ((1 if shared else c.threads) * v + c.threads * m))
+    v = points * blocks * walk.count * c.lanes
+    m = points * walk.slots * 2 * walk.count * c.lanes
+    return int(4 * ((1 if walk.shared else c.threads) * v + c.threads * m))
 
 
 def emit(c: Code, node: Node) -> str:
-    """Transforms of the input, the products, transform of the output; panel by panel."""
+    """Transforms of the input, the products, transform of the output."""
     a, x, out, lanes = node.attrs, node.ins[0], node.out, c.lanes
     oc, ic = a["weights"].shape[:2]
     blocks, out_blocks = -(-ic // lanes), -(-oc // lanes)
-    (tiles, count, shared), (outputs, points) = _shape(c, node), _points(node)
+    walk, (outputs, points) = _walk(c, node), _points(node)
     a["code"] = f"winograd F({outputs}x{outputs}, 3x3)"
-    panels, left = -(-out_blocks // 2), out_blocks % 2
     at = c.weights.add(
         _pack(a["weights"], lanes, outputs), a["weights"], f"winograd{outputs}x{lanes}"
     )
     n, _, height, width = out.shape
     (sn, plane, row, pixel, _), (yn, yb, yh, _, _) = c.geometry(x), c.geometry(out)
     pad, threads = a["pads"][0] * row + a["pads"][1] * pixel, c.threads
-    v, m = points * blocks * count * lanes, points * 2 * count * lanes
+    v, m = points * blocks * walk.count * lanes, points * walk.slots * 2 * walk.count * lanes
+    images = 1 if walk.shared else threads
     lines = [
-        f"float* const v = (float*)(c.arena + {a['scratch']}) + {0 if shared else f't * {v}'};",
-        f"float* const m = (float*)(c.arena + {a['scratch']}) + {(1 if shared else threads) * v} + t * {m};",
+        f"float* const v = (float*)(c.arena + {a['scratch']}) + {0 if walk.shared else f't * {v}'};",
+        f"float* const m = (float*)(c.arena + {a['scratch']}) + {images * v} + t * {m};",
         f"const float* const w = (const float*)(c.weights + {at});",
         f"const rl::Winograd g = {{{blocks}, {plane}, {row}, {yb}, {yh}, {height}, {width}, {-(-width // outputs)}}};",
-    ]
-    lines += _shares(shared, panels, blocks, tiles, threads)
-    lines += [
+        *_shares(walk, -(-out_blocks // 2), blocks, threads),
         f"for (long b = 0; b < {n}; ++b) {{",
         f"const float* x = {c.pointer(x)} - {pad} + b * {sn}; float* y = {c.pointer(out, write=True)} + b * {yn};",
         f"const auto epilogue = {lambda_epilogue(c, node, 'long ob, long h, long v')};",
-        f"for (long first = tiles.first; first < tiles.last; first += {count}) {{",
-        f"const long count = tiles.last - first < {count} ? tiles.last - first : {count};",
+        f"for (long first = tiles.first; first < tiles.last; first += {walk.count}) {{",
+        f"const long count = tiles.last - first < {walk.count} ? tiles.last - first : {walk.count};",
         f"rl::winograd_input<{outputs}>(g, x, v, first, count, ours.first, ours.last);",
     ]
-    if shared and threads > 1:
-        lines.append("rl::barrier(c);")
-    lines += [
-        "for (long p = panels.first; p < panels.last; ++p) {",
-        f"const float* const u = w + p * {points * blocks * lanes * 2 * lanes};",
-        f"float* const to = y + p * {2 * yb};",
-        *_calls(c, outputs, tiles, count, shared, left, panels),
-        "}",
-    ]
-    if shared and threads > 1 and (tiles > count or n > 1):
-        lines.append("rl::barrier(c);")
+    meet = "rl::barrier(c);" if walk.shared and threads > 1 else ""
+    lines += [meet, *_products(c, node, walk, out_blocks, blocks)]
+    if walk.tiles > walk.count or n > 1:
+        lines.append(meet)
     return "\n".join([*lines, "}", "}", ""])
 
 
-def _shares(shared: bool, panels: int, blocks: int, tiles: int, threads: int) -> list[str]:
+def _products(c: Code, node: Node, walk: _Walk, out_blocks: int, blocks: int) -> list[str]:
+    """The loops over products and panels, and the output of each panel."""
+    (outputs, points), lanes = _points(node), c.lanes
+    panel = blocks * lanes * 2 * lanes  # floats of one product's weights
+    panels, left = -(-out_blocks // 2), out_blocks % 2
+    yb = c.geometry(node.out)[1]
+    slot = f"(p - panels.first) * 2 * count * {lanes}" if walk.by_point else "0"
+    step = f"{walk.slots} * 2 * count * {lanes}"
+    last = f"p == {panels - 1}" if left else ""
+    size = f"({last} ? {panel // 2} : {panel})" if left else str(panel)
+    over_points = f"for (long e = 0; e < {points}; ++e)"
+    over_panels = "for (long p = panels.first; p < panels.last; ++p)"
+    # Weights are [panels][products]: the next product of this panel lies behind this one.
+    following = f"u + {size}"
+    if walk.by_point:
+        following = (
+            f"p + 1 < panels.last ? w + (p + 1) * {points * panel} + e * {panel} : "
+            f"w + panels.first * {points * panel} + (e + 1) * {panel}"
+        )
+    calls = [
+        f"const float* const u = w + p * {points * panel} + e * {size};",
+        f"const float* const next = {following};",
+        *_calls(c, walk, panel, blocks, last),
+    ]
+    output = [
+        f"{{ float* const to = y + p * {2 * yb}; const float* const from = m + {slot};",
+        f"if ({last}) rl::winograd_output<{outputs}, 1>(g, from, {step}, to, first, count, p * 2, epilogue); else"
+        if left
+        else "",
+        f"rl::winograd_output<{outputs}, 2>(g, from, {step}, to, first, count, p * 2, epilogue); }}",
+    ]
+    if walk.by_point:
+        return [over_points, over_panels, "{", *calls, "}", over_panels, *output]
+    return [over_panels, "{", over_points, "{", *calls, "}", *output, "}"]
+
+
+def _shares(walk: _Walk, panels: int, blocks: int, threads: int) -> list[str]:
     """What a thread does: its panels of a shared input, or everything for its tiles."""
-    sizes = {"panels": panels, "ours": blocks, "tiles": tiles}
-    divided = ("panels", "ours") if shared else ("tiles",)
+    sizes = {"panels": panels, "ours": blocks, "tiles": walk.tiles}
+    divided = ("panels", "ours") if walk.shared else ("tiles",)
     return [
         f"const rl::Span {name} = "
         + (f"rl::share({size}, t, {threads});" if name in divided else f"rl::Span{{0, {size}}};")
@@ -141,29 +207,25 @@ def _shares(shared: bool, panels: int, blocks: int, tiles: int, threads: int) ->
     ]
 
 
-def _calls(
-    c: Code, outputs: int, tiles: int, count: int, shared: bool, left: int, panels: int
-) -> list[str]:
+def _calls(c: Code, walk: _Walk, panel: int, blocks: int, last: str) -> list[str]:
     """One call for each number of tiles that a pass may have, with its own tile sizes."""
-    sizes = set()
-    spans = (
-        [(0, tiles)]
-        if shared
-        else [(tiles * t // c.threads, tiles * (t + 1) // c.threads) for t in range(c.threads)]
-    )
-    for first, last in spans:
-        for start in range(first, last, count):
-            sizes.add(min(count, last - start))
+    threads = 1 if walk.shared else c.threads
+    spans = [(walk.tiles * t // threads, walk.tiles * (t + 1) // threads) for t in range(threads)]
+    sizes = {
+        min(walk.count, end - start)
+        for begin, end in spans
+        for start in range(begin, end, walk.count)
+    }
+    place = f"m + (e * {walk.slots} + (p - panels.first) * {int(walk.by_point)}) * 2 * count * {c.lanes}"
     lines = []
     for size in sorted(sizes):
         tile, many, rest = balanced(size, c.isa.accumulators // 2)
-        for wide in (2, 1) if left else (2,):
-            test = f"count == {size}" + (
-                f" && {'p < ' if wide == 2 else 'p == '}{panels - 1}" if left else ""
-            )
+        ahead = min(8, -(-panel * 4 // (64 * blocks * (many + rest))))
+        for wide in (2, 1) if last else (2,):
+            test = f"count == {size}" + (f" && {'!' * (wide - 1)}({last})" if last else "")
             lines.append(
-                f"if ({test}) rl::winograd_panel<{outputs}, {tile}, {wide}>(g, v, u, m, to, first, {size}, "
-                f"{many}, {rest}, p * 2, epilogue);"
+                f"if ({test}) rl::winograd_product<{tile}, {wide}, {ahead}>(g, "
+                f"v + e * {blocks * c.lanes} * count, u, {place}, {size}, {many}, {rest}, next);"
             )
     return lines
 

@@ -19,13 +19,23 @@ RL_INLINE void conv_tile(const float* x, long pixel, const float* w, const Taps&
     for (long c = 0; c < t.blocks; ++c)
         for (long i = 0; i < t.rows; ++i)
             for (long j = 0; j < t.columns; ++j) {
-                RL_UNROLL for (int l = 0; l < L; ++l, next += 64) __builtin_prefetch(next, 0, 2);
+                if constexpr (streams<P>) fetch(w, t.run * B * W);
+                else RL_UNROLL for (int l = 0; l < L; ++l, next += 64) __builtin_prefetch(next, 0, 2);
                 multiply<P, B>(acc, x + c * t.block + i * t.row + j * t.column, pixel, w, t.run);
                 w += t.run * B * W;
             }
     RL_UNROLL for (int p = 0; p < P; ++p) {
         RL_UNROLL for (int j = 0; j < B; ++j)
             store(y + j * block + p * W, epilogue(acc[p][j], ob + j, h, v + p));
+    }
+}
+
+// Weights [channels][B W], each row by its channel's scale: NCHWc, `step` floats a block.
+template <int B>
+inline void scale_rows(const float* w, float* to, const float* scale, long step, long channels) {
+    for (long k = 0; k < channels; ++k, w += B * W, to += B * W) {
+        const vf x = set(scale[k / W * step + k % W]);
+        RL_UNROLL for (int j = 0; j < B; ++j) store(to + j * W, load(w + j * W) * x);
     }
 }
 

@@ -5,10 +5,12 @@
 namespace rl {
 
 // acc[M][B] += a[m * step + k] * b[k][B vectors], for k in [0, n). The one inner loop of products
-// and convolutions: the sums never leave their registers.
+// and convolutions: the sums never leave their registers. It is not unrolled, and the compiler does
+// not see that steps read the same places: given several at once, GCC loads for all of them first and has
+// no registers left. A step of twelve sums takes longer than its loop costs.
 template <int M, int B>
 RL_INLINE void multiply(vf (&acc)[M][B], const float* a, long step, const float* b, long n) {
-    for (long k = 0; k < n; ++k) {
+    _Pragma("GCC unroll 1") for (long k = 0; k < n; ++k) {
         vf row[B];
         RL_UNROLL for (int j = 0; j < B; ++j) row[j] = load(b + j * W);
         RL_UNROLL for (int i = 0; i < M; ++i) {
@@ -17,45 +19,87 @@ RL_INLINE void multiply(vf (&acc)[M][B], const float* a, long step, const float*
         }
         a += 1;
         b += B * W;
+        __asm__("" : "+r"(a));
     }
 }
 
-// One tile: M rows of A by one panel of B; `epilogue(sum, row, column)` says what is stored.
-// Meanwhile `next`, a slice of the panel after this one, is fetched from memory, one line for
+// A product with few rows takes as long as its weights take to come: they are asked for this many
+// bytes before they are used, across pages too, where the processor's own prefetching ends.
+constexpr long FAR = 4096;
+template <int M> constexpr bool streams = M <= 2;
+
+RL_INLINE void fetch(const float* p, long floats) {
+    for (long i = 0; i < floats; i += 16) __builtin_prefetch((const char*)(p + i) + FAR, 0, 3);
+}
+
+// One tile: M rows of A by one panel of B; `epilogue(sum, row, column)` says what is stored. Of a
+// product in parts of K, all but the `first` go on with what C holds, and all but the `last` leave
+// their sums there.
+// Meanwhile `next`, a slice of the panel after this one, is fetched from memory, two lines for
 // every few steps: the first tile of a panel would otherwise wait for it.
 template <int M, int B, class E>
-RL_INLINE void gemm_tile(const float* a, long lda, const float* b, long K, float* c, long ldc,
-                         long m, long n, long N, const char* next, const E& epilogue) {
+RL_INLINE void gemm_part(const float* a, long lda, const float* b, long K, float* c, long ldc,
+                         long m, long n, long N, const char* next, bool first, bool last,
+                         const E& epilogue) {
     vf acc[M][B] = {};
     constexpr long STEP = 8;
+    c += m * ldc;
+    if (!first)
+        RL_UNROLL for (int i = 0; i < M; ++i)
+            RL_UNROLL for (int j = 0; j < B; ++j) {
+                const long at = n + j * W;
+                if (at + W <= N) acc[i][j] = load(c + i * ldc + at);
+                else if (at < N) acc[i][j] = load_first(c + i * ldc + at, (int)(N - at));
+            }
     long k = 0;
     for (; k + STEP <= K; k += STEP, next += 128) {
-        __builtin_prefetch(next, 0, 2);
-        __builtin_prefetch(next + 64, 0, 2);
+        if constexpr (streams<M>) fetch(b + k * B * W, STEP * B * W);
+        else {
+            __builtin_prefetch(next, 0, 2);
+            __builtin_prefetch(next + 64, 0, 2);
+        }
         multiply<M, B>(acc, a + m * lda + k, lda, b + k * B * W, STEP);
     }
     multiply<M, B>(acc, a + m * lda + k, lda, b + k * B * W, K - k);
     RL_UNROLL for (int i = 0; i < M; ++i) {
         RL_UNROLL for (int j = 0; j < B; ++j) {
             const long at = n + j * W;
-            if (at + W <= N) store(c + (m + i) * ldc + at, epilogue(acc[i][j], m + i, at));
-            else if (at < N)
-                store_first(c + (m + i) * ldc + at, epilogue(acc[i][j], m + i, at), (int)(N - at));
+            if (at >= N) continue;
+            const vf y = last ? epilogue(acc[i][j], m + i, at) : acc[i][j];
+            if (at + W <= N) store(c + i * ldc + at, y);
+            else store_first(c + i * ldc + at, y, (int)(N - at));
         }
     }
 }
 
-// Rows come in `many` tiles of M and the rest of M - 1, so that no tile is nearly empty.
+template <int M, int B, class E>
+RL_INLINE void gemm_tile(const float* a, long lda, const float* b, long K, float* c, long ldc,
+                         long m, long n, long N, const char* next, const E& epilogue) {
+    gemm_part<M, B>(a, lda, b, K, c, ldc, m, n, N, next, true, true, epilogue);
+}
+
+// Rows come in `many` tiles of M and the rest of M - 1, so that no tile is nearly empty. Each tile
+// fetches a slice of the panel at `after`; when that is whole they begin anew, since more would only
+// drive A out of the cache.
+template <int M, int B, class E>
+RL_INLINE void gemm_panel_part(const float* a, long lda, const float* b, long K, float* c, long ldc,
+                               long n, long N, long many, long rest, const float* after, bool first,
+                               bool last, const E& epilogue) {
+    constexpr long SLICES = B * W / 4 ? B * W / 4 : 1;
+    long m = 0;
+    const auto slice = [=](long i) { return (const char*)after + i % SLICES * K * 16; };
+    for (long i = 0; i < many; ++i, m += M)
+        gemm_part<M, B>(a, lda, b, K, c, ldc, m, n, N, slice(i), first, last, epilogue);
+    if constexpr (M > 1)
+        for (long i = many; i < many + rest; ++i, m += M - 1)
+            gemm_part<M - 1, B>(a, lda, b, K, c, ldc, m, n, N, slice(i), first, last, epilogue);
+}
+
 template <int M, int B, class E>
 RL_INLINE void gemm_panel(const float* a, long lda, const float* b, long K, float* c, long ldc,
                           long n, long N, long many, long rest, const E& epilogue) {
-    long m = 0;
-    const char* next = (const char*)(b + K * B * W);
-    for (long i = 0; i < many; ++i, m += M, next += K * 16)
-        gemm_tile<M, B>(a, lda, b, K, c, ldc, m, n, N, next, epilogue);
-    if constexpr (M > 1)
-        for (long i = 0; i < rest; ++i, m += M - 1, next += K * 16)
-            gemm_tile<M - 1, B>(a, lda, b, K, c, ldc, m, n, N, next, epilogue);
+    gemm_panel_part<M, B>(a, lda, b, K, c, ldc, n, N, many, rest, b + K * B * W, true, true,
+                          epilogue);
 }
 
 // The rows [first, last) of tiles [t.first, t.last), of which `many` in all are M rows high and the

@@ -27,29 +27,33 @@ template <class V> struct Exponent {
     typename lanes_of<V>::integer n;
     V p;  // exp(r)
 };
-template <bool EXACT, class V> RL_INLINE Exponent<V> split_exp(V x) {
+template <class V> RL_INLINE Exponent<V> split_exp(V x) {
     const V shifted = x * 1.44269504f + 12582912.f;  // 1.5 * 2^23 rounds to whole numbers
     const V n = shifted - 12582912.f;
     const V r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-    V p;
-    if constexpr (EXACT)
-        p = 1.f + (r + r * r * horner(r, 5.000000000e-01f, 1.666651964e-01f, 4.166620597e-02f,
-                                      8.368882351e-03f, 1.395047875e-03f));
-    else
-        p = horner(r, 1.f, 1.f, 4.999914765e-01f, 1.666645706e-01f, 4.189827666e-02f,
-                   8.374639787e-03f);
+    const V p = 1.f + (r + r * r * horner(r, 5.000000000e-01f, 1.666651964e-01f, 4.166620597e-02f,
+                                          8.368882351e-03f, 1.395047875e-03f));
     return {bits(shifted), p};  // the lowest bits of a number of that size are n itself
 }
 // Scaled in two steps, so that results below the normal range are right too.
 template <class V> RL_INLINE V exp(V x) {
-    const auto e = split_exp<true>(at_most(at_least(x, -104.f), 89.f));
+    const auto e = split_exp(at_most(at_least(x, -104.f), 89.f));
     const auto n = e.n - 0x4b400000, half = n >> 1;
     return e.p * from_bits((half + 127) << 23) * from_bits((n - half + 127) << 23);
 }
-// exp(x) to 2e-7 in [-87, 88] and its end values beyond: for sums with 1.
-template <class V> RL_INLINE V exp_bounded(V x) {
-    const auto e = split_exp<false>(at_most(at_least(x, -87.f), 88.f));
-    return e.p * from_bits((e.n << 23) + 0x3f800000);
+// exp(-x) to 2e-7, for x in [-88, 87]: for sums with 1. One product takes n ln 2 off where it is not
+// rounded before the difference; the exponent is added to that of exp(r), which is in [0.7, 1.42].
+template <class V> RL_INLINE V exp_minus(V x) {
+    const V shifted = x * -1.44269504f + 12582912.f, n = shifted - 12582912.f;
+#if defined(__FMA__) || defined(__aarch64__)
+    const V r = -(n * 0.693147181f + x);
+#else
+    const V r = -(n * 0.693145752f + x) - n * 1.42860677e-6f;
+#endif
+    // Two halves at a time: as a chain of products the vectors in flight would all wait.
+    const V s = r * r, high = 4.189827666e-02f + r * 8.374639787e-03f;
+    const V p = (1.f + r) + s * ((4.999914765e-01f + r * 1.666645706e-01f) + s * high);
+    return from_bits(bits(p) + (bits(shifted) << 23));
 }
 
 // log(x) = e ln 2 + log(1 + r), with 1 + r in [sqrt(1/2), sqrt(2)).
@@ -68,23 +72,28 @@ template <class V> RL_INLINE V log(V x) {
 }
 
 template <class V> RL_INLINE V abs(V x) { return select(x < 0.f, -x, select(x == 0.f, fill<V>(0.f), x)); }
-template <class V> RL_INLINE V sigmoid(V x) { return reciprocal(1.f + exp_bounded(-x)); }
+// a / (1 + exp(-x)), for x >= -88.
+template <class V> RL_INLINE V by_sigmoid(V a, V x) {
+    return quotient(a, 1.f + exp_minus(at_most(x, 87.f)));
+}
+RL_INLINE double by_sigmoid(double a, double x) { return a * sigmoid(x); }
+template <class V> RL_INLINE V sigmoid(V x) { return by_sigmoid(fill<V>(1.f), at_least(x, -88.f)); }
 
 // x P(x^2) / Q(x^2); from 9 on tanh is 1.
 template <class V> RL_INLINE V tanh(V x) {
     const V t = at_most(at_least(x, -9.f), 9.f), u = t * t;
-    return t * horner(u, 1.000000000e+00f, 1.308401525e-01f, 3.103962634e-03f, 1.115437226e-05f,
-                      -2.022546575e-08f, 5.278054035e-11f, -8.488958099e-14f) *
-           reciprocal(horner(u, 1.f, 4.641734362e-01f, 2.449520491e-02f, 2.546154428e-04f));
+    return quotient(t * horner(u, 1.000000000e+00f, 1.308401525e-01f, 3.103962634e-03f, 1.115437226e-05f,
+                      -2.022546575e-08f, 5.278054035e-11f, -8.488958099e-14f),
+                    horner(u, 1.f, 4.641734362e-01f, 2.449520491e-02f, 2.546154428e-04f));
 }
 
 // x P(x^2) / Q(x^2); from 3.9 on erf is 1 but for 4e-8.
 template <class V> RL_INLINE V erf(V x) {
     const V t = at_most(at_least(x, -3.9f), 3.9f), u = t * t;
-    return t * horner(u, 1.128379226e+00f, 1.846901178e-01f, 5.426071957e-02f, 3.829875495e-03f,
-                      3.796571109e-04f, 4.698571047e-06f, -1.323324206e-08f) *
-           reciprocal(horner(u, 1.f, 4.970108867e-01f, 1.137567163e-01f, 1.542338077e-02f,
-                             1.303570229e-03f, 6.323862181e-05f));
+    return quotient(t * horner(u, 1.128379226e+00f, 1.846901178e-01f, 5.426071957e-02f, 3.829875495e-03f,
+                      3.796571109e-04f, 4.698571047e-06f, -1.323324206e-08f),
+                    horner(u, 1.f, 4.970108867e-01f, 1.137567163e-01f, 1.542338077e-02f,
+                           1.303570229e-03f, 6.323862181e-05f));
 }
 
 template <class V> RL_INLINE V relu(V x) { return at_least(x, 0.f); }
@@ -93,7 +102,7 @@ template <class V> RL_INLINE V clip(V x, float low, float high) {
 }
 template <class V> RL_INLINE V silu(V x) {
     const V t = at_least(x, -88.f);  // below, the product is 0 but for 5e-37
-    return t * sigmoid(t);
+    return by_sigmoid(t, t);
 }
 template <class V> RL_INLINE V hard_sigmoid(V x, float alpha, float beta) {
     return clip(x * alpha + beta, 0.f, 1.f);

@@ -78,10 +78,13 @@ RL_INLINE void winograd_write(const float* m, long step, float* y, long row, lon
 }
 
 // One of the products for P tiles: V [blocks][tiles][W] by U [channels][B W] -> M [B][tiles][W].
-template <int P, int B>
-RL_INLINE void winograd_tile(const float* v, long blocks, long tiles, const float* u, float* m) {
+// Meanwhile `next`, a slice of the weights after these, is fetched: L lines at each step.
+template <int P, int B, int L>
+RL_INLINE void winograd_tile(const float* v, long blocks, long tiles, const float* u, float* m,
+                             const char* next) {
     vf acc[P][B] = {};
     for (long c = 0; c < blocks; ++c) {
+        RL_UNROLL for (int l = 0; l < L; ++l, next += 64) __builtin_prefetch(next, 0, 2);
         multiply<P, B>(acc, v + c * tiles * W, W, u, W);
         u += W * B * W;
     }
@@ -108,27 +111,27 @@ inline void winograd_input(const Winograd& g, const float* x, float* v, long fir
         }
 }
 
-// One panel of B output blocks over `count` tiles: the products, then the output transform.
-template <int O, int P, int B, class E>
-inline void winograd_panel(const Winograd& g, const float* v, const float* u, float* m, float* y,
-                           long first, long count, long many, long rest, long ob,
-                           const E& epilogue) {
-    for (int e = 0; e < (O + 2) * (O + 2); ++e) {
-        const float* ve = v + e * g.blocks * count * W;
-        const float* ue = u + e * g.blocks * W * B * W;
-        float* me = m + e * B * count * W;
-        for (long i = 0; i < many; ++i)
-            winograd_tile<P, B>(ve + i * P * W, g.blocks, count, ue, me + i * P * W);
-        if constexpr (P > 1)
-            for (long i = 0; i < rest; ++i) {
-                const long at = (many * P + i * (P - 1)) * W;
-                winograd_tile<P - 1, B>(ve + at, g.blocks, count, ue, me + at);
-            }
-    }
+// One of the products for one panel of B output blocks over `count` tiles, `many` times P and `rest`
+// times one less.
+template <int P, int B, int L>
+inline void winograd_product(const Winograd& g, const float* v, const float* u, float* m,
+                             long count, long many, long rest, const float* after) {
+    const char* next = (const char*)after;
+    for (long i = 0; i < many; ++i, v += P * W, m += P * W, next += g.blocks * L * 64)
+        winograd_tile<P, B, L>(v, g.blocks, count, u, m, next);
+    if constexpr (P > 1)
+        for (long i = 0; i < rest; ++i, v += (P - 1) * W, m += (P - 1) * W, next += g.blocks * L * 64)
+            winograd_tile<P - 1, B, L>(v, g.blocks, count, u, m, next);
+}
+
+// The output of one panel of B blocks; `step` floats lie between two products of a tile.
+template <int O, int B, class E>
+inline void winograd_output(const Winograd& g, const float* m, long step, float* y, long first,
+                            long count, long ob, const E& epilogue) {
     for (int j = 0; j < B; ++j)
         for (long i = 0; i < count; ++i) {
             const long h = (first + i) / g.across * O, w = (first + i) % g.across * O;
-            winograd_write<O>(m + (j * count + i) * W, B * count * W,
+            winograd_write<O>(m + (j * count + i) * W, step,
                            y + j * g.out_plane + h * g.out_row + w * W, g.out_row, ob + j, h, w,
                            g.rows, g.columns, epilogue);
         }

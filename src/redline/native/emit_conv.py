@@ -1,0 +1,229 @@
+"""Convolutions: tiles of pixels by blocks of channels, packed weights, the calls of the kernel."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from redline.native.code import SMALL, Code
+from redline.native.emit_anchors import CHUNK, balanced, chosen_tile, lambda_epilogue
+from redline.native.ir import Node, leaves
+
+_PER_BYTE = 12  # operations that a core does while a byte comes from the third-level cache
+
+
+def conv(c: Code, node: Node) -> str:
+    """Direct convolution: tiles of pixels in a row by blocks of output channels."""
+    a, out = node.attrs, node.out
+    planar, lanes, groups = a.get("planar", False), c.lanes, a["groups"]
+    weights: np.ndarray = a["weights"]
+    oc, ic, kh, kw = weights.shape
+    n, _, oh, ow = out.shape
+    ocg = oc // groups
+    blocks = -(-ocg // lanes)
+    flat = not planar and kh == kw == 1 and a["strides"] == (1, 1) and _no_halo(node)
+    if flat:
+        oh, ow = 1, oh * ow
+    pixels, wide = chosen_tile(c, node, ow, blocks * lanes)
+    size, many, rest = balanced(ow, pixels)
+    a["code"] = f"{'first ' if planar else ''}conv_tile<{size}, {wide}>"
+    full, left = divmod(blocks, wide)
+    at, step = pack_conv(c, weights, groups, wide, planar)
+    sh, sw = a["strides"]
+    taps, origin, group, row, pixel = _conv_input(c, node)
+    yn, yb, yh, yw, _ = c.geometry(out)
+    units = oh * (tiles := many + rest)
+    panels = full + (1 if left else 0)
+    split = c.threads if node.flops // 2 >= SMALL else 1
+    floats = depth(weights, planar, lanes) * wide * lanes
+    by_rows, chunk = _order(c, node, groups * panels, units, floats * 4, split)
+    steps = (kh if planar else kh * kw) * (ic if planar else -(-ic // lanes))
+    ahead = _ahead(floats * 4, steps, units) if chunk == units else 0
+    all_panels = f"rl::Span{{0, {groups * panels}}}"
+    lines = [
+        f"if (t >= {split}) return;",
+        *_conv_weights(c, node, at, widths(wide, full, left), floats, (panels, split, by_rows)),
+        f"constexpr rl::Taps taps = {taps};",
+        f"const rl::Span panels = {all_panels if by_rows else f'rl::share({groups * panels}, t, {split})'};",
+        f"const rl::Span units = {f'rl::share({units}, t, {split})' if by_rows else f'rl::Span{{0, {units}}}'};",
+        f"for (long b = 0; b < {n}; ++b) {{",
+        f"const float* x = {origin}; float* y = {c.pointer(out, write=True)} + b * {yn};",
+        f"const auto epilogue = {lambda_epilogue(c, node, 'long ob, long h, long v')};",
+        f"for (long first = units.first; first < units.last; first += {chunk}) {{",
+        f"const long last = first + {chunk} < units.last ? first + {chunk} : units.last;",
+        "for (long q = panels.first; q < panels.last; ++q) {",
+        f"const long g = q / {panels}, p = q % {panels}, ob = g * {blocks} + p * {wide};",
+        f"const float* const wp = w + g * {step} + p * {floats};",
+        f"const char* next = (const char*)(wp + {floats});",
+        f"for (long u = first; u < last; ++u, next += {64 * ahead * steps}) {{",
+        f"const long h = u / {tiles}, i = u % {tiles};",
+        f"const long v = i < {many} ? i * {size} : {many * size} + (i - {many}) * {size - 1};",
+        f"const float* from = x + g * {group} + h * {sh * row} + v * {sw * pixel};",
+        f"float* to = y + ob * {yb} + h * {yh} + v * {yw};",
+    ]
+    lines += _conv_calls(size, many, rest, widths(wide, full, left), sw * pixel, yb, ahead)
+    return "\n".join([*lines, "}\n}\n}\n}\n"])
+
+
+def _conv_weights(
+    c: Code,
+    node: Node,
+    at: int,
+    widths: list[tuple[int, str]],
+    floats: int,
+    shared: tuple[int, int, bool],
+) -> list[str]:
+    """Where the weights are: in the file, or, if each channel has its scale, in scratch."""
+    if not node.attrs.get("scaled"):
+        return [f"const float* const w = (const float*)(c.weights + {at});"]
+    panels, split, by_rows = shared
+    scale, ic = node.ins[1], node.attrs["weights"].shape[1]
+    channels = -(-ic // c.lanes) * c.lanes
+    step = c.geometry(scale)[1]
+    calls = [
+        f"{condition}rl::scale_rows<{width}>(plain + p * {floats}, w + p * {floats}, "
+        f"{c.pointer(scale)}, {step}, {channels});"
+        for width, condition in widths
+    ]
+    return [
+        f"const float* const plain = (const float*)(c.weights + {at});",
+        f"float* const w = (float*)(c.arena + {node.attrs['scratch']});",
+        f"const rl::Span scaled = rl::share({panels}, t, {split});",
+        "for (long p = scaled.first; p < scaled.last; ++p) {",
+        *calls,
+        "}",
+        "rl::barrier(c);" if by_rows and split > 1 else "",
+    ]
+
+
+def scaled_scratch(c: Code, node: Node) -> int:
+    """Bytes of the weights of a 1x1 convolution, scaled by channels at run."""
+    oc, ic = (-(-size // c.lanes) * c.lanes for size in node.attrs["weights"].shape[:2])
+    return int(oc * ic * 4)
+
+
+def _order(
+    c: Code, node: Node, panels: int, units: int, panel: int, split: int
+) -> tuple[bool, int]:
+    """(whether threads share pixels instead of panels of weights, tiles at a time).
+
+    Whatever does not fit the second-level cache is read anew: the image for each panel, or, where
+    a chunk of it stays there, the weights for each chunk. The smaller sum of the two is taken.
+    """
+    image = c.floats(node.ins[0]) * 4 // node.ins[0].shape[0]
+    if node.attrs["groups"] > 1:
+        return False, units
+    ways = []
+    wanted = node.attrs.get("way", {}).get("order")
+    for by_rows in (False, True) if wanted is None else (wanted == "rows",):
+        mine_panels, mine_units = (
+            (panels, -(-units // split)) if by_rows else (-(-panels // split), units)
+        )
+        mine = image * mine_units / units
+        busiest = mine_units * mine_panels / (units * panels / split)  # of an even share
+        for count in {1, max(1, -(-int(mine) // CHUNK))}:
+            again = mine_panels if mine / count > 2 * CHUNK else 1
+            traffic = mine * again + panel * mine_panels * count
+            ways.append(
+                (busiest * node.flops / split / _PER_BYTE + traffic, by_rows, count, mine_units)
+            )
+    _, by_rows, count, mine_units = min(ways)
+    return by_rows, max(1, -(-mine_units // count)) if count > 1 else units
+
+
+def _ahead(panel: int, steps: int, tiles: int) -> int:
+    """Lines to fetch at each step, so that a panel's tiles fetch the next panel between them.
+
+    With many tiles a panel's first use costs little beside the others.
+    """
+    return min(8, -(-panel // (64 * steps * tiles))) if tiles <= 32 else 0
+
+
+def _conv_calls(
+    size: int,
+    many: int,
+    rest: int,
+    widths: list[tuple[int, str]],
+    pixel: int,
+    block: int,
+    ahead: int,
+) -> list[str]:
+    """The kernel's calls: full and narrow panels, by tiles of `size` and of one pixel less."""
+    lines = []
+    for width, condition in widths:
+        first, second = (
+            f"rl::conv_tile<{pixels}, {width}, {ahead}>"
+            f"(from, {pixel}, wp, taps, to, {block}, ob, h, v, next, epilogue)"
+            for pixels in (size, size - 1)
+        )
+        text = f"if (i < {many}) {first}; else {second};" if rest else f"{first};"
+        lines.append(f"{condition}{{ {text} }}")
+    return lines
+
+
+def _conv_input(c: Code, node: Node) -> tuple[str, str, int, int, int]:
+    """C++ of the taps and of the first pixel; strides of a group, a row and a pixel."""
+    a, x = node.attrs, node.ins[0]
+    _, ic, kh, kw = a["weights"].shape
+    dh, dw = a["dilations"]
+    if a.get("planar"):
+        _, sc, row, pixel = x.steps
+        taps = f"{{{ic}, {sc}, {kh}, {dh * row}, 1, 0, {kw}}}"
+        return taps, f"{c.pointer(x)} + b * {x.steps[0]}", ic * sc, row, pixel
+    sn, sc, row, pixel, _ = c.geometry(x)
+    run, blocks = min(c.lanes, ic), -(-ic // c.lanes)
+    taps = f"{{{blocks}, {sc}, {kh}, {dh * row}, {kw}, {dw * pixel}, {run}}}"
+    pad = a["pads"][0] * row + a["pads"][1] * pixel
+    return taps, f"{c.pointer(x)} - {pad} + b * {sn}", blocks * sc, row, pixel
+
+
+def widths(wide: int, full: int, left: int) -> list[tuple[int, str]]:
+    """Blocks of a panel, and the C++ that says which panels have so many."""
+    if not left:
+        return [(wide, "")]
+    if not full:
+        return [(left, "")]
+    return [(wide, f"if (p < {full}) "), (left, "else ")]
+
+
+def depth(weights: np.ndarray, planar: bool, lanes: int) -> int:
+    """Taps of one output channel, filled up as they are packed."""
+    _, ic, kh, kw = weights.shape
+    return int((ic if planar else -(-ic // lanes) * min(lanes, ic)) * kh * kw)
+
+
+def pack_conv(
+    c: Code, weights: np.ndarray, groups: int, wide: int, planar: bool
+) -> tuple[int, int]:
+    """[groups][panels][taps][wide * lanes], the last panel narrower; floats per group."""
+    lanes = c.lanes
+    oc, ic, kh, kw = weights.shape
+    ocg = oc // groups
+    blocks, run = -(-ocg // lanes), ic if planar else min(lanes, ic)
+    cb = -(-ic // run)
+    full = np.zeros((groups, blocks * lanes, cb * run, kh, kw), np.float32)
+    full[:, :ocg, :ic] = weights.reshape(groups, ocg, ic, kh, kw)
+    taps = full.reshape(groups, blocks * lanes, cb, run, kh, kw)
+    order = (0, 2, 3, 4, 5, 1) if planar else (0, 2, 4, 5, 3, 1)
+    flat = taps.transpose(order).reshape(groups, -1, blocks * lanes)
+    panels = []
+    for group in flat:
+        for start in range(0, blocks * lanes, wide * lanes):
+            panel = group[:, start : start + wide * lanes]
+            panels.append(panel.reshape(-1))
+    packed = np.concatenate(panels)
+    at = c.weights.add(packed, weights, f"conv{wide}x{lanes}")
+    return at, flat.shape[1] * blocks * lanes
+
+
+def _no_halo(node: Node) -> bool:
+    """All images of the node are one run of pixels."""
+    images = [node.ins[0], node.out]
+    if node.expr is not None:
+        images += [leaf.value for leaf in leaves(node.expr)]
+    shape = node.out.shape[2:]
+    for value in images:
+        if value.layout is not None and any(value.layout.halo):
+            return False
+        if value.size > 1 and value.shape[-2:] != shape and value.shape[-2:] not in ((1, 1),):
+            return False
+    return node.ins[0].shape[2:] == shape
