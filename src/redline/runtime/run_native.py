@@ -12,6 +12,7 @@ import numpy as np
 from redline.engine.manifest import Part
 from redline.engine.store import Store
 from redline.errors import RunError
+from redline.runtime.run_free import FreeRunner
 from redline.runtime.runner import Runner
 from redline.runtime.settings import closed, failed, threads
 from redline.signature import Signature
@@ -230,6 +231,8 @@ def open_part(part: Part, store: Store, signature: Signature) -> Runner:
         from redline.runtime.run_segments import open_segments
 
         return open_segments(part, store, signature)
+    if part.setting.get("free"):
+        return open_library(part, store, signature, *part.files[:2])
     libraries = [name for name in part.files if name.endswith(".so")]
     runners = []
     try:
@@ -245,7 +248,7 @@ def open_part(part: Part, store: Store, signature: Signature) -> Runner:
 
 def open_library(
     part: Part, store: Store, signature: Signature | None, name: str, data: str
-) -> NativeRunner:
+) -> NativeRunner | FreeRunner:
     """One shared object and its weights; None as signature where it is only a piece of a model."""
     try:
         library = ctypes.CDLL(str(store.path(name)))
@@ -265,7 +268,10 @@ def open_library(
         raise RunError(f"the native part has ABI {told['abi']}, this Redline reads {ABI}")
     if signature is not None:
         _check(told, signature)
-    return NativeRunner(part, library, _weights(store, data, int(told["weights"])), told)
+    weights = _weights(store, data, int(told["weights"]))
+    if "sizes" in told:
+        return FreeRunner(part, library, weights, told)
+    return NativeRunner(part, library, weights, told)
 
 
 def _check(told: Any, signature: Signature) -> None:
