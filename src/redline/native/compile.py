@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir
 
 from redline.errors import RefusedError
-from redline.native import expand, toolchain
+from redline.native import expand, schedules, toolchain
 from redline.native.attention import fuse_attention
 from redline.native.debug import Trace
 from redline.native.emit import Sources, emit
@@ -121,7 +121,7 @@ def compile_free(
 
     Example:
         >>> dims = [Dim("seq", 1, 128, 512)]
-        >>> compile_free(onnx_ir.load("net.onnx"), [(1, "seq")], dims, isa.get("avx2"), 2, Path("out"))
+        >>> compile_free(model, [(1, "seq")], dims, isa.get("avx2"), 2, Path("out"))
     """
     trace = Trace()
     inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
@@ -151,8 +151,12 @@ def tune_graph(
     *,
     winograd: bool = False,
     seconds: float = 40.0,
+    fresh: bool = False,
 ) -> Choices:
     """The schedules that run this model fastest on this machine, timed on `inputs`.
+
+    What was found is kept (schedules.py): the same network with other weights is not timed again,
+    unless `fresh`.
 
     Example:
         >>> choices = tune_graph(model, isa.get("avx2"), 2, [x])
@@ -162,5 +166,13 @@ def tune_graph(
     def build(choices: Choices, folder: Path) -> None:
         compile_graph(model, isa, threads, folder, winograd=winograd, choices=choices)
 
-    units = space(fuse_attention(fuse(read(model))), isa, winograd)
-    return tune(units, build, inputs, seconds) if units else {}
+    program = fuse_attention(fuse(read(model)))
+    units = space(program, isa, winograd)
+    if not units:
+        return {}
+    path = schedules.place(program, units, isa, threads, winograd)
+    choices = None if fresh else schedules.known(path, units)
+    if choices is None:
+        choices = tune(units, build, inputs, seconds)
+        schedules.keep(path, choices)
+    return choices

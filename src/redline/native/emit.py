@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from redline.native import emit_any_rows, emit_attention, emit_calls, emit_rnn, expand, winograd
 from redline.native import emit_anchors as anchors
+from redline.native import emit_any_rows, emit_attention, emit_calls, emit_rnn, expand, winograd
 from redline.native import emit_loops as loops
 from redline.native import emit_windows as windows
 from redline.native.code import Code
@@ -145,7 +145,9 @@ def _unit(program: Program, texts: Sequence[str], part: range, sizes: int) -> st
     for i in part:
         node = program.nodes[i]
         lines.append(f"// {node.kind}: {'+'.join(node.names)} -> {list(node.out.shape)}")
-        lines.append(f"void group{i}(rl::Context& c, int t) {{\n(void)c, (void)t;\n{known}{texts[i]}}}\n")
+        lines.append(
+            f"void group{i}(rl::Context& c, int t) {{\n(void)c, (void)t;\n{known}{texts[i]}}}\n"
+        )
     return "\n".join(lines)
 
 
@@ -169,26 +171,7 @@ def program_text(
         "missed": program.notes,
         **(more or {}),
     }
-    lines = [_HEADER, '#include "abi.h"']
-    lines += [f"void group{i}(rl::Context&, int);" for i in range(len(texts))]
-    lines.append("static void program(rl::Context& c, int t) {")
-    lines.append("uint64_t since = c.profile && !t ? rl::now_ns() : 0; (void)since;")
-    alone = True
-    for i, body in enumerate(texts):
-        mine = (
-            code.threads == 1 or body.startswith("if (t) return;") or "if (t >= 1) return;" in body
-        )
-        if not (alone and mine) and i:
-            lines.append("rl::barrier(c);")
-        alone = mine
-        lines.append(f"group{i}(c, t);")
-        lines.append(
-            f"if (__builtin_expect(c.profile, 0) && !t) {{ const uint64_t n = rl::now_ns(); "
-            f"c.times[{i}] = n - since; since = n; }}"
-        )
-    lines.append("}")
-    if code.threads == 1:
-        lines = [line for line in lines if line != "rl::barrier(c);"]
+    lines = [_HEADER, '#include "abi.h"', *_calls(code, texts)]
     if sizes := told.get("sizes"):
         lines.append(
             'extern "C" void redline_sizes(void* c, const long* sizes) '
@@ -208,5 +191,30 @@ def program_text(
     return "\n".join(lines)
 
 
+def _calls(code: Code, texts: Sequence[str]) -> list[str]:
+    """The function that calls the groups in order, a barrier between those of several threads."""
+    lines = [f"void group{i}(rl::Context&, int);" for i in range(len(texts))]
+    lines.append("static void program(rl::Context& c, int t) {")
+    lines.append("uint64_t since = c.profile && !t ? rl::now_ns() : 0; (void)since;")
+    alone = True
+    for i, body in enumerate(texts):
+        mine = (
+            code.threads == 1 or body.startswith("if (t) return;") or "if (t >= 1) return;" in body
+        )
+        if not (alone and mine) and i:
+            lines.append("rl::barrier(c);")
+        alone = mine
+        lines.append(f"group{i}(c, t);")
+        lines.append(
+            f"if (__builtin_expect(c.profile, 0) && !t) {{ const uint64_t n = rl::now_ns(); "
+            f"c.times[{i}] = n - since; since = n; }}"
+        )
+    lines.append("}")
+    if code.threads == 1:
+        lines = [line for line in lines if line != "rl::barrier(c);"]
+    return lines
+
+
 def spec(value: Value) -> dict[str, object]:
+    """What describe() tells of an input or output."""
     return {"dtype": np.dtype(value.dtype).name, "shape": list(value.shape)}

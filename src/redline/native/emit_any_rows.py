@@ -66,8 +66,10 @@ def gemm(c: Code, node: Node) -> str:
         f"const float* w = (const float*)(c.weights + {at});",
         f"const auto epilogue = {lambda_epilogue(c, node, 'long m, long n')};",
         "for (long p = part.first; p < part.last; ++p)",
-        f"rl::gemm_rows<{high}, {wide}>(x, {pitch}, w + p * {k * panel}, {k}, y, {n}, 0, m1, "
-        f"p * {panel}, {n}, epilogue);",
+        (
+            f"rl::gemm_rows<{high}, {wide}>(x, {pitch}, w + p * {k * panel}, {k}, y, {n}, 0, m1, "
+            f"p * {panel}, {n}, epilogue);"
+        ),
     ]
     return "\n".join([*lines, ""])
 

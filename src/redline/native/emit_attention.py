@@ -15,7 +15,7 @@ from redline.native.fuse import broadcast_steps
 from redline.native.ir import Acc, Apply, Expr, Load, No, Node, Value, leaves
 
 _SKEW = 16  # floats between rows of scores, so that they do not meet in one cache set
-_LONG = 1  # keys from which blocks of them are faster
+_LONG = 4096  # keys from which blocks of them are faster, see bench/attention.py
 _ROWS = 48  # rows that meet a block of keys together
 _BLOCK = 128  # keys of a block: 24 KiB of scores
 
@@ -128,8 +128,8 @@ def _blocks(c: Code, node: Node) -> str:
             *lines,
             "(void)after;",
             f"const long rows = {m} - m0 < {rows} ? {m} - m0 : {rows};",
-            f"rl::attention_blocks<{high}, {keys}, {wide}, {rows}, {guarded}>"
-            f"(q, {node.ins[0].steps[-2]}, rows, keys, {inner}, scores, {block + _SKEW}, {block}, "
+            f"rl::attention_blocks<{high}, {keys}, {wide}, {rows}, {guarded}>",
+            f"(q, {node.ins[0].steps[-2]}, rows, keys, {inner}, scores, {block + _SKEW}, {block},",
             f"{n}, values, y, {node.out.steps[-2]}, {values}, before);",
             "}",
             "",

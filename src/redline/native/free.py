@@ -29,6 +29,7 @@ from redline.signature import Dim
 Point = Mapping[str, int]
 Terms = tuple[tuple[int, ...], ...]  # (coefficient, exponent of the first size, of the second ...)
 _FIXED = ("conv", "depthwise", "winograd", "expand", "pool", "block", "unblock", "mean")
+_STRIDED = ("matmul", "attention", "reduce")  # kernels that read their operands by strides
 _TOKEN = re.compile(r"[A-Za-z_]\w*|\d[\w.]*(?:(?<=[eE])[+-]\d+\w*)?|\s+|.", re.DOTALL)
 _SHAPE = re.compile(r"rl::\w+<[^<>();]*\bS\d")
 
@@ -54,12 +55,16 @@ def emit_free(
     for node in greatest.nodes:
         if node.kind in _FIXED:
             raise No(f"{node.names[-1]}: the kernel of a {node.kind} is made for one size")
+    grid = _Grid.of(dims)
+    programs = [at(point) for point in grid.points()]
+    places = _uneven(programs[0], greatest)
+    for program in (greatest, *programs):
+        _copy(program, places)
     replay = Replay()
     top = Code(greatest, Plan(), isa, threads, replay)
     arrange(top)
     bodies(top)
-    grid = _Grid.of(dims)
-    written = [_written(at(point), top, replay.rewind()) for point in grid.points()]
+    written = [_written(program, top, replay.rewind()) for program in programs]
     first = written[0]
     for other in written[1:]:
         if len(other.texts) != len(first.texts) or not _equal(first.code, other.code):
@@ -76,6 +81,28 @@ def emit_free(
     files = unit_texts(program, groups, len(dims))
     files["program.cpp"] = program_text(first.code, program, groups, tuple(told), more)
     return Sources(files, first.code.weights.to_bytes(), tuple(told), top.plan)
+
+
+def _uneven(program: Program, greatest: Program) -> list[tuple[int, int]]:
+    """(node, operand) of constants that grow with a size, where a kernel reads row-major memory."""
+    return [
+        (place, i)
+        for place, (node, twin) in enumerate(zip(program.nodes, greatest.nodes, strict=False))
+        if node.kind not in _STRIDED
+        for i, (a, b) in enumerate(zip(node.ins, twin.ins, strict=False))
+        if a.const is not None and a.shape != b.shape
+    ]
+
+
+def _copy(program: Program, places: Sequence[tuple[int, int]]) -> None:
+    """Copies such constants first: what lies in the corner of a greater one has other strides."""
+    for place, i in reversed(places):
+        node = program.nodes[place]
+        value = node.ins[i]
+        dense = Value(value.shape, value.dtype, value.name)
+        node.ins[i] = dense
+        copy = Node("loop", dense, [], Load(value), {}, node.names)
+        program.nodes.insert(place, copy)
 
 
 @dataclass(frozen=True)
@@ -159,7 +186,9 @@ def _corner(value: Value, twin: Value) -> Value:
     if a.shape == b.shape and _alike(a, b):
         if value.base is None:
             return twin
-        return Value(value.shape, value.dtype, value.name, None, twin.root, value.offset, value.steps)
+        return Value(
+            value.shape, value.dtype, value.name, None, twin.root, value.offset, value.steps
+        )
     inside = a.ndim == b.ndim and all(n <= m for n, m in zip(a.shape, b.shape, strict=True))
     if value.base is None and inside and _alike(a, b[tuple(slice(n) for n in a.shape)]):
         return view(twin, a.shape, contiguous(b.shape))
@@ -295,8 +324,7 @@ def _solved(rows: list[list[int]], values: list[int]) -> list[Fraction]:
         for i in range(size):
             if i != column and table[i][column]:
                 table[i] = [
-                    a - table[i][column] * b
-                    for a, b in zip(table[i], table[column], strict=True)
+                    a - table[i][column] * b for a, b in zip(table[i], table[column], strict=True)
                 ]
     return [row[-1] for row in table]
 
