@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir
@@ -73,8 +74,9 @@ def encoder():
 
 def opened(model, shape, dims, folder, *, target="", threads=2):
     """The free build of a model with one input, opened."""
-    read = onnx_ir.serde.deserialize_model(model)
-    made = compile_free(read, [shape], dims, isa.get(target or targets()[0]), threads, folder)
+    read, chosen = onnx_ir.serde.deserialize_model(model), isa.get(target or targets()[0])
+    quick = replace(chosen, flags=(*chosen.flags, "-O1"))
+    made = compile_free(read, [shape], dims, quick, threads, folder)
     leaf = Tree("leaf")
     signature = Signature((TensorSpec("x", "float32", shape),), (), leaf, leaf, tuple(dims))
     setting = {"threads": threads, "free": True}
@@ -89,12 +91,14 @@ def agree(runner, model, x):
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5 * scale)
 
 
-@pytest.mark.parametrize("target", targets())
+@pytest.mark.parametrize(
+    "target", [targets()[0], *(pytest.param(t, marks=pytest.mark.slow) for t in targets()[1:])]
+)
 def test_a_sequence_of_any_length(target, tmp_path):
     runner, made = opened(encoder(), (1, "s", WIDE), [Dim("s", 1, 16, 80)], tmp_path, target=target)
     kinds = [n.kind for n in made.program.nodes]
     assert {"gemm", "attention", "layernorm"} <= set(kinds)
-    for size in (1, 2, 3, 6, 16, 31, 64, 77, 80, 5):
+    for size in (1, 2, 6, 16, 77, 80, 5):
         agree(runner, encoder(), array(1, size, WIDE, seed=size))
     runner.close()
 
@@ -133,16 +137,23 @@ def test_what_lies_outside_is_refused_by_name(tmp_path):
     runner.close()
 
 
-class Recurrent(torch.nn.Module):
-    """The steps of an LSTM and of a GRU."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = torch.nn.LSTM(6, 20, batch_first=True)
-        self.second = torch.nn.GRU(20, 12, batch_first=True, bidirectional=True)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.second(self.first(x)[0])[0]
+def test_the_steps_of_recurrent_layers(tmp_path):
+    nodes = [
+        node("LSTM", ["x", "w", "r", "b"], ["h"], hidden_size=20),
+        node("Squeeze", ["h", "axis"], ["s"]),
+        node("GRU", ["s", "w2", "r2"], ["y"], hidden_size=12),
+    ]
+    weights = {
+        "w": array(1, 80, 6) / 3, "r": array(1, 80, 20, seed=1) / 5, "b": array(1, 160, seed=2),
+        "w2": array(1, 36, 20, seed=3) / 5, "r2": array(1, 36, 12, seed=4) / 4,
+        "axis": np.array([1]),
+    }  # fmt: skip
+    model = graph(nodes, {"x": array(16, 2, 6)}, ["y"], weights)
+    runner, made = opened(model, ("s", 2, 6), [Dim("s", 1, 16, 64)], tmp_path)
+    assert "lstm" in [n.kind for n in made.program.nodes]
+    for size in (1, 2, 5, 16, 64):
+        agree(runner, model, array(size, 2, 6, seed=size))
+    runner.close()
 
 
 class Tokens(torch.nn.Module):
@@ -171,28 +182,15 @@ def captured(module, example, dynamic, folder):
     return open_part(part, FolderStore(folder), model.signature)
 
 
-@pytest.mark.parametrize("net", [Recurrent, Tokens])
-def test_captured_modules(net, tmp_path):
-    module = net()
-
-    def example(batch, length):
-        if net is Tokens:
-            return torch.randint(0, 30, (batch, length))
-        return torch.randn(batch, length, 6)
-
-    axes = (
-        {0: ("batch", 1, 2, 9), 1: ("length", 2, 16, 64)}
-        if net is Tokens
-        else {1: ("length", 2, 16, 64)}
-    )
-    name = "ids" if net is Tokens else "x"
-    runner = captured(module, example(2, 16), {name: axes}, tmp_path)
-    for length in (2, 5, 16, 33, 64):
-        for batch in (1, 3, 9) if net is Tokens else (2,):
-            x = example(batch, length)
-            with torch.no_grad():
-                want = module(x).numpy()
-            np.testing.assert_allclose(runner.run([x.numpy()])[0], want, rtol=1e-4, atol=1e-5)
+def test_a_captured_module(tmp_path):
+    module = Tokens()
+    axes = {0: ("batch", 1, 2, 9), 1: ("length", 2, 16, 64)}
+    runner = captured(module, torch.randint(0, 30, (2, 16)), {"ids": axes}, tmp_path)
+    for batch, length in ((1, 2), (1, 64), (3, 5), (9, 64), (2, 16), (4, 33)):
+        ids = torch.randint(0, 30, (batch, length))
+        with torch.no_grad():
+            want = module(ids).numpy()
+        np.testing.assert_allclose(runner.run([ids.numpy()])[0], want, rtol=1e-4, atol=1e-5)
     runner.close()
 
 

@@ -11,7 +11,7 @@ size are refused, and so are constants whose contents do.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
@@ -21,7 +21,7 @@ import numpy as np
 
 from redline.native.code import Code, Replay
 from redline.native.emit import Sources, arrange, bodies, group, program_text, spec, unit_texts
-from redline.native.ir import Expr, Load, No, Node, Program, Value, contiguous, replace, view
+from redline.native.ir import Load, No, Node, Program, Value, contiguous, leaves, replace, view
 from redline.native.isa import Isa
 from redline.native.plan import Plan
 from redline.signature import Dim
@@ -31,7 +31,7 @@ Terms = tuple[tuple[int, ...], ...]  # (coefficient, exponent of the first size,
 _FIXED = ("conv", "depthwise", "winograd", "expand", "pool", "block", "unblock", "mean")
 _STRIDED = ("matmul", "attention", "reduce")  # kernels that read their operands by strides
 _TOKEN = re.compile(r"[A-Za-z_]\w*|\d[\w.]*(?:(?<=[eE])[+-]\d+\w*)?|\s+|.", re.DOTALL)
-_SHAPE = re.compile(r"rl::\w+<[^<>();]*\bS\d")
+_SHAPE = re.compile(r"rl::\w+<[^<>;]*\bS\d")
 
 
 def emit_free(
@@ -158,7 +158,8 @@ def _share_constants(program: Program, top: Program) -> None:
     for node, twin in zip(program.nodes, top.nodes, strict=True):
         node.ins = [shared(a, b) for a, b in zip(node.ins, twin.ins, strict=True)]
         if node.expr is not None:
-            others = iter(_loads(twin.expr))
+            assert twin.expr is not None
+            others = leaves(twin.expr)
             node.expr = replace(
                 node.expr,
                 lambda leaf, others=others: (  # type: ignore[misc]
@@ -170,13 +171,6 @@ def _share_constants(program: Program, top: Program) -> None:
                 if not _alike(array, twin.attrs[name]):
                     raise No(f"{node.names[-1]}: its {name} depend on the sizes")
                 node.attrs[name] = twin.attrs[name]
-
-
-def _loads(expr: Expr | None) -> Iterator[Load]:
-    found: list[Load] = []
-    if expr is not None:
-        replace(expr, lambda leaf: (found.append(leaf) if isinstance(leaf, Load) else None) or leaf)
-    return iter(found)
 
 
 def _corner(value: Value, twin: Value) -> Value:

@@ -232,7 +232,7 @@ def open_part(part: Part, store: Store, signature: Signature) -> Runner:
 
         return open_segments(part, store, signature)
     if part.setting.get("free"):
-        return open_library(part, store, signature, *part.files[:2])
+        return FreeRunner(part, *_loaded(part, store, signature, *part.files[:2]))
     libraries = [name for name in part.files if name.endswith(".so")]
     runners = []
     try:
@@ -248,8 +248,15 @@ def open_part(part: Part, store: Store, signature: Signature) -> Runner:
 
 def open_library(
     part: Part, store: Store, signature: Signature | None, name: str, data: str
-) -> NativeRunner | FreeRunner:
+) -> NativeRunner:
     """One shared object and its weights; None as signature where it is only a piece of a model."""
+    return NativeRunner(part, *_loaded(part, store, signature, name, data))
+
+
+def _loaded(
+    part: Part, store: Store, signature: Signature | None, name: str, data: str
+) -> tuple[ctypes.CDLL, np.ndarray, Any]:
+    """The library, its weights and what it tells of itself."""
     try:
         library = ctypes.CDLL(str(store.path(name)))
         library.redline_describe.restype = ctypes.c_char_p
@@ -268,10 +275,7 @@ def open_library(
         raise RunError(f"the native part has ABI {told['abi']}, this Redline reads {ABI}")
     if signature is not None:
         _check(told, signature)
-    weights = _weights(store, data, int(told["weights"]))
-    if "sizes" in told:
-        return FreeRunner(part, library, weights, told)
-    return NativeRunner(part, library, weights, told)
+    return library, _weights(store, data, int(told["weights"])), told
 
 
 def _check(told: Any, signature: Signature) -> None:
