@@ -227,6 +227,19 @@ def test_what_cannot_be_free_says_why(tmp_path):
         {"two": np.array([2]), "zero": np.array([0]), "one": np.array([1])},
     )  # fmt: skip
     assert "polynomial" in refused(halves, [Dim("s", 2, 16, 80)], tmp_path)
+    rest = graph(  # what the greatest size has no room for
+        [
+            node("Shape", ["x"], ["n"], start=1, end=2),
+            node("Slice", ["table", "n", "end", "zero"], ["a"]),
+            node("ReduceSum", ["x"], ["sum"]),
+            node("Mul", ["sum", "a"], ["b"]),
+            node("Softmax", ["b"], ["y"], axis=1),
+        ],
+        {"x": array(1, 8, WIDE)}, ["y"],
+        {"table": np.ones((90, 4), np.float32), "end": np.array([90]), "zero": np.array([0])},
+    )  # fmt: skip
+    told = refused(rest, [Dim("s", 2, 16, 80)], tmp_path)
+    assert "larger at a smaller size" in told or "depend on the sizes" in told
 
 
 def test_a_number_is_found_from_some_sizes_and_held_against_others():

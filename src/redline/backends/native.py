@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -93,7 +94,14 @@ class NativeBackend:
                 choices = tune_graph(
                     model, target, many, inputs, winograd=winograd, fresh=source.fresh
                 )
-            made = compile_graph(model, target, many, folder, winograd=winograd, choices=choices)
+            try:
+                made = compile_graph(
+                    model, target, many, folder, winograd=winograd, choices=choices
+                )
+            except RefusedError as refused:
+                if point or winograd or candidate.setting.get("tuned"):
+                    raise
+                return _cut(source.graph, target, candidate, folder, refused)
             kinds = Counter(node.kind for node in made.program.nodes)
             tolerance = tolerance_class(made.program.nodes)
             files += _named(folder, point)
@@ -131,6 +139,19 @@ def _ranges(traits: Traits) -> list[Candidate]:
             Candidate("native", {"threads": many, "winograd": False, "free": True}, rank=30)
         )
     return found
+
+
+def _cut(
+    graph: Path, target: isa.Isa, candidate: Candidate, folder: Path, refused: RefusedError
+) -> Part:
+    """Every operator type is taken, but one node is not, such as a shape that depends on values."""
+    import onnx_ir
+
+    setting = candidate.setting | {"partition": True}
+    try:
+        return segments(onnx_ir.load(graph), target, replace(candidate, setting=setting), folder)
+    except RefusedError:
+        raise refused from None
 
 
 def _free(source: Source, target: isa.Isa, candidate: Candidate, folder: Path) -> Part:

@@ -134,7 +134,7 @@ def compile_free(
         return program
 
     try:
-        sources = emit_free(at, dims, isa, threads)
+        sources = emit_free(at, shapes, dims, isa, threads)
     except No as reason:
         raise RefusedError(f"sizes cannot be free: {reason}") from reason
     trace.sources(sources.files)

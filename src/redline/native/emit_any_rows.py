@@ -49,10 +49,10 @@ def gemm(c: Code, node: Node) -> str:
     read = [f"const float* x = {c.pointer(x)} + m0 * {pitch};"]
     if c.decide(_copied(node)):
         pitch = k + _SKEW
-        lines = "rl::Span{0, m1}" if by_rows else f"rl::share(m1, t, {split})"
+        mine = "rl::Span{0, m1}" if by_rows else f"rl::share(m1, t, {split})"
         read = [
             f"float* const x = (float*)(c.arena + {a['scratch']}) + m0 * {pitch};",
-            f"const rl::Span lines = {lines};",
+            f"const rl::Span lines = {mine};",
             "for (long i = lines.first; i < lines.last; ++i)",
             f"memcpy(x + i * {pitch}, {c.pointer(x)} + (m0 + i) * {x.steps[0]}, {k * 4});",
             "rl::barrier(c);" if split > 1 and not by_rows else "",

@@ -35,19 +35,24 @@ _SHAPE = re.compile(r"rl::\w+<[^<>;]*\bS\d")
 
 
 def emit_free(
-    at: Callable[[Point], Program], dims: Sequence[Dim], isa: Isa, threads: int
+    at: Callable[[Point], Program],
+    shapes: Sequence[Sequence[int | str]],
+    dims: Sequence[Dim],
+    isa: Isa,
+    threads: int,
 ) -> Sources:
     """The C++ for every size from each dim's min to its max.
 
     Args:
         at: the fused program at given sizes, by the names of the dims.
+        shapes: of the inputs; a str in them names a dim.
 
     Raises:
         No: the ranges are too small to tell, or a kernel, a constant or a text depends on a size
             in a way that is no polynomial.
 
     Example:
-        >>> emit_free(lambda point: fuse(read(sized(model, point))), signature.dims, isa, 2)
+        >>> emit_free(lambda point: fuse(read(sized(model, point))), [(1, "s")], dims, isa, 2)
     """
     if len(dims) > 2:
         raise No(f"{len(dims)} sizes are free; two at most")
@@ -74,7 +79,7 @@ def emit_free(
     program = first.code.program
     outputs = [[spec(value) for value in w.code.program.outputs] for w in written]
     more = {
-        "inputs": _inputs(greatest, program, dims, at),
+        "inputs": [spec(v) | {"shape": s} for v, s in zip(program.inputs, shapes, strict=True)],
         "outputs": [grid.spec([o[i] for o in outputs]) for i in range(len(outputs[0]))],
         "sizes": [{"name": dim.name, "min": dim.min, "max": dim.max} for dim in dims],
     }
@@ -121,6 +126,8 @@ def _written(program: Program, top: Code, replay: Replay) -> _Written:
     if len(ours) != len(theirs):
         raise No("there are more values at one size than at another")
     places = {b: a for a, b in zip(ours, theirs, strict=True)}
+    if any(mine.size > twin.size for twin, mine in places.items()):
+        raise No("an array is larger at a smaller size")
     offsets = {places[root]: offset for root, offset in top.plan.offsets.items()}
     code = Code(program, Plan(offsets, top.plan.size), top.isa, top.threads, replay)
     for node, twin in zip(program.nodes, top.program.nodes, strict=True):
@@ -199,19 +206,6 @@ def _equal(one: Code, other: Code) -> bool:
     return len(mine) == len(theirs) and all(
         a == b and _alike(x, y) for (a, x), (b, y) in zip(mine, theirs, strict=True)
     )
-
-
-def _inputs(
-    greatest: Program, program: Program, dims: Sequence[Dim], at: Callable[[Point], Program]
-) -> list[dict[str, object]]:
-    """The inputs, each free axis by its dim's name: the one dim that it grows with."""
-    found = [spec(value) | {"shape": list(value.shape)} for value in greatest.inputs]
-    for dim in dims:
-        less = at({d.name: d.max - (d is dim) for d in dims})
-        for told, a, b in zip(found, greatest.inputs, less.inputs, strict=True):
-            pairs = zip(told["shape"], a.shape, b.shape, strict=True)  # type: ignore[call-overload]
-            told["shape"] = [dim.name if m != n else axis for axis, m, n in pairs]
-    return found
 
 
 def _merged_group(grid: _Grid, groups: Sequence[dict[str, object]]) -> dict[str, object]:
