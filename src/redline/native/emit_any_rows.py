@@ -8,6 +8,7 @@ import numpy as np
 
 from redline.native.code import SMALL, Code
 from redline.native.emit_anchors import lambda_epilogue, tile
+from redline.native.emit_attention import entry
 from redline.native.ir import Node
 
 _NEAR = 1 << 20  # bytes of weights that each thread may read all of
@@ -86,18 +87,12 @@ def matmul(c: Code, node: Node) -> str:
     a = node.attrs
     m, n, k = a["m"], a["n"], a["k"]
     x, b = node.ins
-    batch = node.out.shape[:-2]
+    batch = list(node.out.shape[:-2])
     high, wide = _tile(c, c.isa.registers * c.lanes)
     a["code"] = f"batched gemm_rows<{high}, {wide}>"
     panel, entries = wide * c.lanes, prod(batch)
     split = c.decide(c.threads if entries * m * n * k >= SMALL else 1)
-    offsets = []
-    for value in (x, b):
-        terms, rest = [], "e"
-        for axis in reversed(range(len(batch))):
-            terms.append(f"({rest}) % {batch[axis]} * {value.steps[axis]}")
-            rest = f"({rest}) / {batch[axis]}"
-        offsets.append(" + ".join(terms) or "0")
+    offsets = [entry(batch, value.steps) for value in (x, b)]
     return (
         f"if (t >= {split}) return;\n"
         f"const long panels = ({n} + {panel - 1}) / {panel};\n"

@@ -168,22 +168,22 @@ def _walk(
         "long packed = -1;",
         "for (long u = units.first; u < units.last; ++u) {",
         f"const long e = u / tiles, i = u % tiles, m0 = {first};",
-        f"const float* q = {c.pointer(q)} + {_entry(batch, q.steps)} + m0 * {q.steps[-2]};",
-        f"const float* k = {c.pointer(k)} + {_entry(batch, k.steps)};",
-        f"const float* v = {c.pointer(v)} + {_entry(batch, v.steps)};",
-        f"float* y = {y} + {_entry(batch, to)} + m0 * {to[-2]};",
+        f"const float* q = {c.pointer(q)} + {entry(batch, q.steps)} + m0 * {q.steps[-2]};",
+        f"const float* k = {c.pointer(k)} + {entry(batch, k.steps)};",
+        f"const float* v = {c.pointer(v)} + {entry(batch, v.steps)};",
+        f"float* y = {y} + {entry(batch, to)} + m0 * {to[-2]};",
         f"if (e != packed) {{ rl::pack<{keys}>(k, {k.steps[-2]}, {k.steps[-1]}, {inner}, {n}, keys);",
         f"rl::pack<{wide}>(v, {v.steps[-2]}, {v.steps[-1]}, {n}, {values}, values); packed = e; }}",
     ]
     lines += [
-        f"const float* {name} = {c.pointer(value)} + {_entry(batch, steps[value])} "
+        f"const float* {name} = {c.pointer(value)} + {entry(batch, steps[value])} "
         f"+ m0 * {steps[value][-2]};"
         for value, name in operands.items()
     ]
     return lines + _lambdas(c, node, operands, steps)
 
 
-def _entry(batch: list[int], steps: tuple[int, ...]) -> str:
+def entry(batch: list[int], steps: tuple[int, ...]) -> str:
     """C++ for where the entry `e` of the batch begins."""
     terms, rest = [], "e"
     for axis in reversed(range(len(batch))):

@@ -110,16 +110,25 @@ class FreeRunner:
         return [sizes[name] for name in self._bounds]
 
     def _context(self) -> int:
-        context = self._library.redline_open(self._weights.ctypes.data)
-        if not context:
-            raise RunError("the native part got no memory or no thread for its workspace")
-        return int(context)
+        return open_context(self._library, self._weights)
 
     def close(self) -> None:
         self._closed = True
         idle, self._idle = self._idle, []
         for context in idle:
             self._library.redline_close(context)
+
+
+def open_context(library: Any, weights: np.ndarray) -> int:
+    """The address of a new context.
+
+    Raises:
+        RunError: there is no memory or no thread for it.
+    """
+    context = library.redline_open(weights.ctypes.data)
+    if not context:
+        raise RunError("the native part got no memory or no thread for its workspace")
+    return int(context)
 
 
 def _value(number: Any, sizes: Sequence[int]) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from redline.engine.manifest import Part
 from redline.engine.store import Store
 from redline.errors import RunError
-from redline.runtime.run_free import FreeRunner
+from redline.runtime.run_free import FreeRunner, open_context
 from redline.runtime.runner import Runner
 from redline.runtime.settings import closed, failed, threads
 from redline.signature import Signature
@@ -100,10 +100,7 @@ class NativeRunner:
         return found
 
     def _context(self) -> int:
-        context = self._library.redline_open(self._weights.ctypes.data)
-        if not context:
-            raise RunError("the native part got no memory or no thread for its workspace")
-        return int(context)
+        return open_context(self._library, self._weights)
 
     def close(self) -> None:
         if self._closed:

@@ -24,27 +24,6 @@ inline void attention(const float* q, long lda, const float* keys, long K, float
         gemm_tile<M, C>(s, ld, values, n, y, ldy, 0, at, D, (const char*)(values + n * C * W), plain);
 }
 
-// x[0, n) *= factor
-RL_INLINE void scale_row(float* x, long n, float factor) {
-    long j = 0;
-    for (; j + W <= n; j += W) store(x + j, load(x + j) * factor);
-    for (; j < n; ++j) x[j] *= factor;
-}
-
-// x = exp(x - base); the sum of it.
-RL_INLINE float exp_row(float* x, long n, float base) {
-    vf sums = {};
-    float rest = 0;
-    long j = 0;
-    for (; j + W <= n; j += W) {
-        const vf e = exp(load(x + j) - base);
-        store(x + j, e);
-        sums += e;
-    }
-    for (; j < n; ++j) rest += x[j] = exp(x[j] - base);
-    return sum(sums) + rest;
-}
-
 // The same for more keys than the first-level cache holds scores of: `rows` <= R rows meet `block`
 // keys at a time. Each row keeps the highest score so far and the sum of exp(score - highest);
 // where a block raises the highest, sum and y shrink by exp(old - new), so that in the end
@@ -65,7 +44,7 @@ inline void attention_blocks(const float* q, long lda, long rows, const float* k
             const float high = maximum(top[i], highest(s + i * ld, count));
             const float base = high == -HUGE_VALF ? 0.f : high;  // all masked so far
             const float shrink = exp(top[i] - base);
-            total[i] = total[i] * shrink + exp_row(s + i * ld, count, base);
+            total[i] = total[i] * shrink + exp_row(s + i * ld, s + i * ld, count, base);
             top[i] = high;
             if (from && shrink != 1.f) scale_row(y + i * ldy, D, shrink);
         }
