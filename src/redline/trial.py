@@ -266,6 +266,7 @@ class Trial:
                 signature=self.bench.signature,
                 example=list(self.bench.model.example),
                 folder=str(folder),
+                fresh=self.bench.cache is None,
                 **self.bench.ingredients(self.backend, self.candidate.precision),
             )
         self.child = None

@@ -5,16 +5,18 @@ together, as tools/node_tests.py does it.
 """
 
 import warnings
+from dataclasses import replace
 
 import hypothesis.strategies as st
 import numpy as np
 import onnx
 import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
-from native_models import graph, needs_compiler, reference
+from native_models import graph, needs_compiler, reference, targets
 from onnx import helper
 
 import node_tests
+from redline.native import isa
 
 pytestmark = needs_compiler
 
@@ -160,6 +162,134 @@ def convolutions(draw):
     return ([node], {"a": a}, {"w": w}) if known else ([node], {"a": a, "w": w})
 
 
+@st.composite
+def products(draw):
+    """With known weights and without, over batches of any rank, tails of every tile."""
+    m, k, n = (draw(st.integers(1, 40)) for _ in range(3))
+    lead = tuple(draw(st.lists(st.integers(1, 3), max_size=2)))
+    seed = draw(SEEDS)
+    a = normal((*lead, m, k), seed)
+    if draw(st.booleans()):
+        nodes = [
+            helper.make_node("MatMul", ["a", "w"], ["h"]),
+            helper.make_node("Relu", ["h"], ["y"]),
+        ]
+        return nodes, {"a": a}, {"w": normal((k, n), seed + 1)}
+    b = normal((*(lead if draw(st.booleans()) else ()), k, n), seed + 1)
+    return [helper.make_node("MatMul", ["a", "b"], ["y"])], {"a": a, "b": b}
+
+
+@st.composite
+def attentions(draw):
+    m, n, k, d = (draw(st.integers(1, 24)) for _ in range(4))
+    lead, seed = tuple(draw(st.lists(st.integers(1, 3), max_size=2))), draw(SEEDS)
+    nodes = [
+        helper.make_node("MatMul", ["q", "k"], ["s"]),
+        helper.make_node("Add", ["s", "mask"], ["t"]),
+        helper.make_node("Softmax", ["t"], ["p"], axis=-1),
+        helper.make_node("MatMul", ["p", "v"], ["y"]),
+    ]
+    shapes_of = {"q": (*lead, m, k), "k": (*lead, k, n), "mask": (m, n), "v": (*lead, n, d)}
+    return nodes, {name: normal(s, seed + i) for i, (name, s) in enumerate(shapes_of.items())}
+
+
+@st.composite
+def norms(draw):
+    shape = draw(shapes(2, 4))
+    kind = draw(
+        st.sampled_from(["Softmax", "LogSoftmax", "LayerNormalization", "RMSNormalization"])
+    )
+    seed = draw(SEEDS)
+    a = normal(shape, seed)
+    if kind.endswith("Softmax"):
+        axis = draw(st.integers(-len(shape), len(shape) - 1))
+        return [helper.make_node(kind, ["a"], ["y"], axis=axis)], {"a": a}
+    node = helper.make_node(kind, ["a", "g"], ["y"], axis=-1)
+    return [node], {"a": a}, {"g": normal(shape[-1:], seed + 1)}
+
+
+@st.composite
+def group_norms(draw):
+    groups, each = draw(st.integers(1, 4)), draw(st.integers(1, 9))
+    size, seed = tuple(draw(st.lists(DIM, min_size=1, max_size=2))), draw(SEEDS)
+    kind = draw(st.sampled_from(["GroupNormalization", "InstanceNormalization"]))
+    how = {"num_groups": groups} if kind.startswith("Group") else {}
+    node = helper.make_node(kind, ["a", "g", "b"], ["y"], **how)
+    wide = groups * each
+    weights = {"g": normal((wide,), seed + 1), "b": normal((wide,), seed + 2)}
+    return [node], {"a": normal((2, wide, *size, 2), seed)}, weights
+
+
+@st.composite
+def pools(draw):
+    rank = draw(st.integers(1, 2))
+    kernel = [draw(st.integers(1, 3)) for _ in range(rank)]
+    low = [draw(st.integers(0, k - 1)) for k in kernel]
+    node = helper.make_node(
+        draw(st.sampled_from(["MaxPool", "AveragePool"])), ["a"], ["y"], kernel_shape=kernel,
+        strides=[draw(st.integers(1, 3)) for _ in kernel], pads=low + low,
+    )  # fmt: skip
+    shape = (
+        draw(st.integers(1, 2)),
+        draw(st.integers(1, 20)),
+        *(draw(st.integers(4, 9)) for _ in kernel),
+    )
+    return [node], {"a": normal(shape, draw(SEEDS))}
+
+
+@st.composite
+def depthwise(draw):
+    """Every size of kernel and stride that has a kernel of its own, and others."""
+    channels, kernel = draw(st.integers(1, 40)), draw(st.sampled_from([1, 2, 3, 5]))
+    node = helper.make_node(
+        "Conv", ["a", "w"], ["y"], group=channels, strides=[draw(st.integers(1, 2))] * 2,
+        dilations=[draw(st.integers(1, 2))] * 2, pads=[draw(st.integers(0, 2)) for _ in range(4)],
+    )  # fmt: skip
+    seed = draw(SEEDS)
+    size = [draw(st.integers(10, 14)) for _ in range(2)]
+    weights = {"w": normal((channels, 1, kernel, kernel), seed)}
+    return [node], {"a": normal((draw(st.integers(1, 2)), channels, *size), seed + 1)}, weights
+
+
+@st.composite
+def recurrent(draw):
+    kind, hidden = (
+        draw(st.sampled_from([("LSTM", 4), ("GRU", 3), ("RNN", 1)])),
+        draw(st.integers(1, 20)),
+    )
+    steps, batch, wide = (draw(st.integers(1, 5)) for _ in range(3))
+    seed = draw(SEEDS)
+    weights = {
+        "w": 0.5 * normal((1, kind[1] * hidden, wide), seed),
+        "r": 0.3 * normal((1, kind[1] * hidden, hidden), seed + 1),
+        "b": normal((1, 2 * kind[1] * hidden), seed + 2),
+    }
+    node = helper.make_node(kind[0], ["a", "w", "r", "b"], ["y", "h"], hidden_size=hidden)
+    return [node], {"a": normal((steps, batch, wide), seed + 3)}, weights
+
+
+@st.composite
+def empty(draw):
+    """An axis of no elements, in what is computed and in what is summed over."""
+    shape = list(draw(shapes(2, 3)))
+    shape[draw(st.integers(0, len(shape) - 2))] = 0
+    a = normal(shape, 0)
+    kind = draw(st.sampled_from(["Relu", "Softmax", "MatMul", "Concat", "ReduceSum", "Transpose"]))
+    if kind == "MatMul":
+        return (
+            [helper.make_node(kind, ["a", "w"], ["y"])],
+            {"a": a},
+            {"w": normal((shape[-1], 7), 1)},
+        )
+    if kind == "Concat":
+        return [helper.make_node(kind, ["a", "a"], ["y"], axis=-1)], {"a": a}
+    if kind == "ReduceSum":
+        axes = {"axes": np.array([draw(st.integers(0, len(shape) - 1))])}
+        return [helper.make_node(kind, ["a", "axes"], ["y"])], {"a": a}, axes
+    return [helper.make_node(kind, ["a"], ["y"])], {"a": a}
+
+
+KERNELS = [products, attentions, norms, group_norms, pools, depthwise, recurrent, empty]
 ALL = [elementwise, whole_numbers, reductions, pads, resizes, placing, convolutions]
 
 
@@ -174,7 +304,7 @@ class Drawn:
         return f"{self.made[0][0].op_type}{shapes_of}"
 
 
-ONE = st.one_of(*(make().map(Drawn) for make in [*ALL, transposed_convolutions]))
+ONE = st.one_of(*(make().map(Drawn) for make in [*ALL, *KERNELS, transposed_convolutions]))
 
 
 def case(number, nodes, inputs, weights=None):
@@ -203,9 +333,10 @@ def torch_result(node, inputs, weights):
     return [function(x, w, b, stride=a["strides"], **how).numpy()]
 
 
-def check(drawn):
+def check(drawn, target):
     cases = [case(i, *one.made) for i, one in enumerate(drawn)]
-    for done in node_tests.results(cases, node_tests.fastest(), verbose=True):
+    quick = replace(isa.get(target), flags=(*isa.get(target).flags, "-O1"))
+    for done in node_tests.results(cases, quick, verbose=True):
         nodes = [str(node).replace("\n", " ") for node in done.model.graph.node]
         shapes_of = [np.shape(a) for a in done.data[0][0]]
         assert not done.error, f"{nodes} {shapes_of}: {done.error}"
@@ -225,12 +356,14 @@ QUICK = settings(
 @QUICK
 @given(st.lists(ONE, min_size=24, max_size=24))
 def test_random_shapes(drawn):
-    check(drawn)
+    check(drawn, targets()[0])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("target", targets())
 @settings(QUICK, max_examples=12)
-@given(st.lists(ONE, min_size=50, max_size=50))
-def test_many_random_shapes(drawn):
-    check(drawn)
+@given(drawn=st.lists(ONE, min_size=50, max_size=50))
+def test_many_random_shapes(target, drawn):
+    """On every instruction set; the portable one is the twin of the others."""
+    check(drawn, target)

@@ -6,10 +6,12 @@ import numpy as np
 import onnx
 import onnx_ir
 import pytest
-from native_models import graph, needs_compiler, with_types
+from native_models import graph, needs_compiler, reference, with_types
 from onnx import helper
 
 import redline
+from redline import backends
+from redline.backends.base import Candidate, Source
 from redline.engine.manifest import Part
 from redline.engine.store import FolderStore
 from redline.errors import RefusedError, RunError
@@ -69,6 +71,34 @@ def test_the_engine_is_right_and_says_what_it_left(tmp_path):
         for name, other in zip(session.get_outputs(), want, strict=True):
             np.testing.assert_allclose(got[name.name], other, rtol=1e-4, atol=1e-4)
     assert "NonZero is left to ONNX Runtime" in engine.explain()
+
+
+def test_a_shape_that_depends_on_values_leaves_the_rest_to_us(tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Gelu", ["h"], ["g"]),
+        helper.make_node("Reshape", ["g", "shape"], ["y"]),
+    ]
+    inputs = {"x": array(4, 8), "shape": np.array([2, 12])}
+    model = with_types(graph(nodes, inputs, ["y"], {"w": array(8, 6, seed=1)}))
+    path = tmp_path / "net.onnx"
+    onnx.save(model, path)
+    leaf = Tree("leaf")
+    specs = (TensorSpec("x", "float32", (4, 8)), TensorSpec("shape", "int64", (2,)))
+    signature = Signature(specs, (), leaf, leaf)
+    native, plain = backends.get("native"), Candidate("native", {"threads": 1, "winograd": False})
+    part = native.build(Source(signature, tuple(inputs.values()), path), plain, tmp_path)
+    runner = run_native.open_part(part, FolderStore(tmp_path), signature)
+    whole = reference(model, [inputs["x"], np.array([2, 12])])[0]
+    for shape in ([2, 12], [24, 1], [3, 8]):
+        (got,) = runner.run([inputs["x"], np.array(shape)])
+        np.testing.assert_allclose(got, whole.reshape(shape), rtol=1e-4, atol=1e-5)
+    assert any("Reshape is left to ONNX Runtime" in line for line in runner.missed)
+    runner.close()
+    lost = graph(nodes[2:], {"g": array(4, 6), "shape": np.array([2, 12])}, ["y"])
+    onnx.save(lost, path)
+    with pytest.raises(RefusedError, match="not known at build"):
+        native.build(Source(signature, tuple(inputs.values()), path), plain, tmp_path)
 
 
 def test_the_segments_take_turns_and_are_few():

@@ -113,6 +113,40 @@ def test_tuning_chooses_among_the_schedules_and_changes_no_result(tmp_path):
     close(model, x, tmp_path, target, choices)
 
 
+def test_schedules_are_kept_for_other_weights_and_measured_anew_when_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("REDLINE_CACHE_DIR", str(tmp_path))
+    tuned = []
+
+    def measured(units, build, inputs, seconds):
+        tuned.append({unit.key: unit.ways[-1] for unit in units})
+        return tuned[-1]
+
+    monkeypatch.setattr("redline.native.compile.tune", measured)
+    target = isa.get("portable")
+    model, x = network()
+
+    def choices(threads=2, **how):
+        graph = onnx_ir.serde.deserialize_model(model)
+        return tune_graph(graph, target, threads, [x], winograd=True, **how)
+
+    first = choices()
+    for tensor in model.graph.initializer:  # the same network, trained further
+        tensor.raw_data = bytes(len(tensor.raw_data))
+    assert choices() == first
+    assert len(tuned) == 1
+    choices(fresh=True)
+    choices(threads=1)
+    assert len(tuned) == 3
+    for file in (tmp_path / "schedules").iterdir():
+        file.write_text('{"no such group": {"tile": [1, 1]}}')
+    assert choices() == first
+    assert len(tuned) == 4
+    for file in (tmp_path / "schedules").iterdir():
+        file.write_text("broken")
+    assert choices() == first
+    assert len(tuned) == 5
+
+
 class Clock:
     """A model whose groups take as long as their schedules say."""
 

@@ -1,7 +1,8 @@
-"""Threads meet where they must: whole models under the thread sanitizer."""
+"""Whole models under the sanitizers: threads meet where they must, nothing leaves its array."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 
 import numpy as np
@@ -92,10 +93,10 @@ def recurrent():
     return graph(nodes, {"x": array(20, 1, 64)}, ["y"], weights), 20 * 64, 20 * 128
 
 
-def sanitized(model, inside, outside, folder, change=lambda text: text):
-    """What the thread sanitizer says of twenty calls with four threads."""
+def sanitized(model, inside, outside, folder, change=lambda text: text, kind="thread", **how):
+    """What a sanitizer says of twenty calls with four threads."""
     target = isa.usable(sorted(machine.isa_flags()))[0]
-    _, sources = lower(onnx_ir.serde.deserialize_model(model), target, 4, winograd=True)
+    _, sources = lower(onnx_ir.serde.deserialize_model(model), target, 4, winograd=True, **how)
     (folder / "weights.bin").write_bytes(sources.weights)
     head = f"#define SIZE {max(64, len(sources.weights))}\n#define INPUT {inside}\n"
     head += f"#define OUTPUT {outside}\n"
@@ -103,17 +104,56 @@ def sanitized(model, inside, outside, folder, change=lambda text: text):
         (folder / name).write_text(change(text))
     flags = [*target.flags, f"-DRL_VECTOR_BYTES={target.vector_bytes}", f"-I{toolchain.KERNELS}"]
     made = subprocess.run(
-        [toolchain.compiler(), "-std=c++17", "-O1", "-g1", "-fsanitize=thread", "-Wno-psabi",
+        [toolchain.compiler(), "-std=c++17", "-O1", "-g1", f"-fsanitize={kind}", "-Wno-psabi",
+         "-fno-sanitize-recover=all", "-fwrapv",
          *flags, *folder.glob("*.cpp"), "-o", folder / "model", "-lpthread"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr[-2000:]
     ran = subprocess.run(
-        [folder / "model", folder / "weights.bin"], capture_output=True, text=True, check=False
-    )
+        [folder / "model", folder / "weights.bin"], capture_output=True, text=True, check=False,
+        env=dict(os.environ, ASAN_OPTIONS="detect_leaks=0"),  # which needs ptrace
+    )  # fmt: skip
     if "unexpected memory mapping" in ran.stderr:
         pytest.skip("the thread sanitizer does not run on this kernel")
     return ran
+
+
+MEMORY = "address,undefined"
+
+
+@pytest.mark.parametrize("kind", ["thread", MEMORY])
+def test_attention_by_blocks_of_keys(kind, tmp_path):
+    model, inside, outside = encoder()
+    for place, n in enumerate(model.graph.node):
+        n.name = f"{n.op_type}{place}"
+    names = "MatMul4+Softmax5+MatMul6+Transpose7"
+    ran = sanitized(model, inside, outside, tmp_path, kind=kind, choices={names: {"blocks": True}})
+    assert "attention_blocks" in "".join(f.read_text() for f in tmp_path.glob("groups*.cpp"))
+    assert ran.returncode == 0, ran.stderr[:3000]
+    assert "WARNING" not in ran.stderr
+
+
+@pytest.mark.parametrize("make", [convolutions, encoder, recurrent])
+def test_nothing_is_read_or_written_beyond_its_array(make, tmp_path):
+    ran = sanitized(*make(), tmp_path, kind=MEMORY)
+    assert ran.returncode == 0, ran.stderr[:3000]
+
+
+def test_the_sanitizers_see_what_is_wrong(tmp_path):
+    """Negative controls: an output that is one too short, a shift by more bits than there are."""
+    model, inside, outside = recurrent()
+    ran = sanitized(model, inside, outside - 1, tmp_path, kind=MEMORY)
+    assert ran.returncode != 0
+    assert "heap-buffer-overflow" in ran.stderr
+
+    def shifted(text: str) -> str:
+        head = "void group0(rl::Context& c, int t) {"
+        return text.replace(head, head + "volatile int wide = 40; if (1 << wide) (void)c;")
+
+    ran = sanitized(model, inside, outside, tmp_path, shifted, kind=MEMORY)
+    assert ran.returncode != 0
+    assert "shift exponent 40" in ran.stderr
 
 
 @pytest.mark.parametrize("make", [convolutions, encoder, recurrent])

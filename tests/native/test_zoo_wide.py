@@ -16,6 +16,7 @@ from native_models import needs_compiler, opened, targets
 from torch import nn
 from torch.nn import functional as F
 
+from models import ZOO
 from redline.capture.capture import capture
 from redline.graph.serialize import to_bytes
 from redline.measure.accuracy import error, tolerance
@@ -261,19 +262,29 @@ def leaves(found):
     return [t.numpy() for t in (found if isinstance(found, tuple) else (found,))]
 
 
-def check(name, folder, target):
-    module, example = prepared(name)
+def doubled(example):
+    if isinstance(example, dict):
+        return {name: doubled(array) for name, array in example.items()}
+    return example.double() if example.is_floating_point() else example
+
+
+def called(module, example):
+    """A dict is for keywords."""
+    return module(**example) if isinstance(example, dict) else module(example)
+
+
+def check(module, example, folder, target, *flags):
     model = capture(module, example)
     proto = onnx.load_from_string(to_bytes(model.graph))
-    quickly = replace(target, flags=(*target.flags, "-O1"))
+    quickly = replace(target, flags=(*target.flags, *flags))
     compile_graph(onnx_ir.serde.deserialize_model(proto), quickly, 2, folder)
-    runner = opened(proto, [example.numpy()], folder)
-    wide = example.double() if example.is_floating_point() else example
+    arrays = list(model.example)
+    runner = opened(proto, arrays, folder)
     try:
         with torch.no_grad():
-            wanted = leaves(copy.deepcopy(module).double()(wide))
-            eager = leaves(module(example))
-        found = runner.run([example.numpy()])
+            eager = leaves(called(module, example))
+            wanted = leaves(called(copy.deepcopy(module).double(), doubled(example)))
+        found = runner.run(arrays)
     finally:
         runner.close()
     assert [f.shape for f in found] == [w.shape for w in wanted]
@@ -289,10 +300,19 @@ def check(name, folder, target):
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in MODELS]
 )
 def test_within_the_yardstick(name, tmp_path):
-    check(name, tmp_path, isa.get(targets()[0]))
+    check(*prepared(name), tmp_path, isa.get(targets()[0]), "-O1")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_the_portable_twin(name, tmp_path):
-    check(name, tmp_path, isa.get("portable"))
+    check(*prepared(name), tmp_path, isa.get("portable"), "-O1")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ZOO)
+def test_the_networks_of_the_benchmarks(name, tmp_path):
+    """Compiled as they are measured."""
+    torch.manual_seed(0)
+    check(*ZOO[name][1](), tmp_path, isa.get(targets()[0]))

@@ -58,13 +58,17 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Source:
-    """What a build may read, inside the child process that builds."""
+    """What a build may read, inside the child process that builds.
+
+    `fresh`: nothing that an earlier build measured may be taken over.
+    """
 
     signature: Signature
     example: tuple[np.ndarray, ...]
     graph: Path | None = None
     program: Callable[[], torch.export.ExportedProgram] | None = None
     module: Callable[[], torch.nn.Module] | None = None
+    fresh: bool = False
 
 
 class Backend(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -23,7 +24,7 @@ from redline.signature import Signature
 if TYPE_CHECKING:
     import onnx_ir
 
-GENERATION = "4"  # one more whenever the kernels change their speed or their numbers
+GENERATION = "5"  # one more whenever the kernels change their speed or their numbers
 _MOST = 4  # builds of one model
 
 
@@ -46,8 +47,9 @@ class NativeBackend:
     def candidates(self, traits: Traits) -> Sequence[Candidate]:
         if not traits.has_graph:
             raise RefusedError("the model has no ONNX graph", hint="see the notes on its export")
-        points(traits.signature)
         many = traits.threads
+        if not _few(traits.signature):
+            return _ranges(traits)
         if not traits.signature.dims and lacking(list(traits.operators)):
             winograd = "Conv" in traits.operators
             setting: Setting = {"threads": many, "winograd": winograd, "partition": True}
@@ -75,6 +77,8 @@ class NativeBackend:
         if source.graph is None:
             raise RefusedError("the model has no ONNX graph")
         target = isa.usable(sorted(machine.isa_flags()))[0]
+        if candidate.setting.get("free"):
+            return _free(source, target, candidate, folder)
         if candidate.setting.get("partition"):
             return segments(onnx_ir.load(source.graph), target, candidate, folder)
         kinds: Counter[str] = Counter()
@@ -87,8 +91,17 @@ class NativeBackend:
             many, winograd = int(candidate.setting["threads"]), bool(candidate.setting["winograd"])
             choices = None
             if candidate.setting.get("tuned"):
-                choices = tune_graph(model, target, many, inputs, winograd=winograd)
-            made = compile_graph(model, target, many, folder, winograd=winograd, choices=choices)
+                choices = tune_graph(
+                    model, target, many, inputs, winograd=winograd, fresh=source.fresh
+                )
+            try:
+                made = compile_graph(
+                    model, target, many, folder, winograd=winograd, choices=choices
+                )
+            except RefusedError as refused:
+                if point or winograd or candidate.setting.get("tuned"):
+                    raise
+                return _cut(source.graph, target, candidate, folder, refused)
             kinds = Counter(node.kind for node in made.program.nodes)
             tolerance = tolerance_class(made.program.nodes)
             files += _named(folder, point)
@@ -103,6 +116,66 @@ class NativeBackend:
         )
 
 
+def _few(signature: Signature) -> bool:
+    """The dims take so few values that each gets a build of its own."""
+    return prod(dim.max - dim.min + 1 for dim in signature.dims) <= _MOST
+
+
+def _ranges(traits: Traits) -> list[Candidate]:
+    """Where the dims take many values: one build for all of them, and a batch in pieces."""
+    many, found = traits.threads, []
+    try:
+        points(traits.signature)
+        found.append(Candidate("native", {"threads": many, "winograd": False}, rank=30))
+        if "Conv" in traits.operators:
+            found.append(Candidate("native", {"threads": many, "winograd": True}, rank=31))
+        if many > 1:
+            found.append(Candidate("native", {"threads": 1, "winograd": False}, rank=32))
+    except RefusedError:
+        if "Conv" in traits.operators:  # made for one size of image
+            raise
+    if "Conv" not in traits.operators:
+        found.append(
+            Candidate("native", {"threads": many, "winograd": False, "free": True}, rank=30)
+        )
+    return found
+
+
+def _cut(
+    graph: Path, target: isa.Isa, candidate: Candidate, folder: Path, refused: RefusedError
+) -> Part:
+    """Every operator type is taken, but one node is not, such as a shape that depends on values."""
+    import onnx_ir
+
+    setting = candidate.setting | {"partition": True}
+    try:
+        return segments(onnx_ir.load(graph), target, replace(candidate, setting=setting), folder)
+    except RefusedError:
+        raise refused from None
+
+
+def _free(source: Source, target: isa.Isa, candidate: Candidate, folder: Path) -> Part:
+    """One build for every size within the ranges of the dims."""
+    import onnx_ir
+
+    from redline.native.compile import compile_free
+
+    assert source.graph is not None
+    signature, threads = source.signature, int(candidate.setting["threads"])
+    shapes = [spec.shape for spec in signature.inputs]
+    model = onnx_ir.load(source.graph)
+    made = compile_free(model, shapes, signature.dims, target, threads, folder)
+    return Part(
+        "native",
+        candidate.setting,
+        files=("model.so", "weights.bin"),
+        code=True,
+        isa=target.needs,
+        operators=dict(Counter(node.kind for node in made.program.nodes)),
+        tolerance_class="fp32",
+    )
+
+
 def points(signature: Signature) -> list[dict[str, int]]:
     """The sizes of the dynamic dims to compile for, one build for each; [{}] where all are fixed.
 
@@ -113,16 +186,16 @@ def points(signature: Signature) -> list[dict[str, int]]:
         RefusedError: the dims take more values than it is worth to compile for.
     """
     dims = signature.dims
-    values = [range(dim.min, dim.max + 1) for dim in dims]
-    if prod(map(len, values)) <= _MOST:
+    if _few(signature):
+        values = [range(dim.min, dim.max + 1) for dim in dims]
         names = [dim.name for dim in dims]
         return [dict(zip(names, sizes, strict=True)) for sizes in product(*values)]
     if len(dims) == 1 and _is_batch(signature, dims[0].name):
         return [{dims[0].name: size} for size in sorted({1, dims[0].opt, dims[0].max})]
     told = ", ".join(f"{dim.name} from {dim.min} to {dim.max}" for dim in dims)
     raise RefusedError(
-        f"dynamic {told}: the compiler needs every size",
-        hint="only a batch, the first axis of every input and output, may have a wide range",
+        f"dynamic {told}: a convolution is compiled for one size of image",
+        hint="only a batch, the first axis of every input and output, may have a wide range here",
     )
 
 

@@ -29,6 +29,7 @@ def build(
     program: bytes | None,
     module: bytes | None,
     folder: str,
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Build one candidate into a folder; returns its Part as plain data."""
     source = Source(
@@ -37,6 +38,7 @@ def build(
         graph=Path(graph) if graph else None,
         program=(lambda: _unpack_program(program)) if program else None,
         module=(lambda: _unpack_module(module)) if module else None,
+        fresh=fresh,
     )
     wanted = msgspec.convert(candidate, Candidate)
     part = backends.load(entry).build(source, wanted, Path(folder))

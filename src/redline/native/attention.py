@@ -1,18 +1,15 @@
 """Attention as one node: product, softmax and product for a few rows at a time.
 
-softmax(scale * Q K^T + mask) V, as Dao et al. (arXiv 2205.14135) compute it without the matrix of
-all scores. Here a tile of rows meets all keys at once: its scores stay in the first-level cache, so
-that the softmax is the plain one, and nothing is rescaled.
+softmax(scale * Q K^T + mask) V without the matrix of all scores, as Dao et al. (arXiv 2205.14135)
+compute it. emit_attention.py says how many keys a tile of rows meets at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 
-from redline.native.code import SMALL, Code, scalar
-from redline.native.emit_anchors import balanced, tile
+from redline.native.code import scalar
 from redline.native.fuse import broadcast_steps, vector
 from redline.native.ir import (
     Acc,
@@ -28,8 +25,6 @@ from redline.native.ir import (
     replace,
     view,
 )
-
-_SKEW = 16  # floats between rows of scores, so that they do not meet in one cache set
 
 
 def fuse_attention(program: Program) -> Program:
@@ -183,119 +178,3 @@ def _destination(program: Program, second: Node) -> tuple[Value, Node | None]:
     if steps[-1] != 1:
         return out, None
     return view(copy.out, out.shape, tuple(steps)), copy
-
-
-def _sizes(c: Code, node: Node) -> tuple[int, int, int]:
-    """(rows of a tile at most, vectors of keys, vectors of values)."""
-    m, values = node.out.shape[-2:]
-    high, keys = tile(c, m, node.attrs["n"])
-    low, wide = tile(c, m, values)
-    return min(high, low), keys, wide
-
-
-def _packed(c: Code, node: Node) -> tuple[int, int, int]:
-    """Floats of the packed keys, of the packed values and of a tile's scores."""
-    rows, keys, wide = _sizes(c, node)
-    n, k, values = node.attrs["n"], node.attrs["k"], node.out.shape[-1]
-    one = -(-n // (keys * c.lanes)) * keys * c.lanes * k
-    two = -(-values // (wide * c.lanes)) * wide * c.lanes * n
-    return one, two, rows * _pitch(n)
-
-
-def _pitch(n: int) -> int:
-    return (n + 15) // 16 * 16 + _SKEW
-
-
-def scratch(c: Code, node: Node) -> int:
-    """Bytes for the packed keys and values of one entry and the scores of one tile, by thread."""
-    return 4 * c.threads * sum(_packed(c, node))
-
-
-def emit(c: Code, node: Node) -> str:
-    """Threads share the tiles of all entries of the batch; each packs what its tiles read."""
-    a = node.attrs
-    q, k, v = node.ins
-    *batch, m, values = node.out.shape
-    n, inner = a["n"], a["k"]
-    most, keys, wide = _sizes(c, node)
-    size, many, rest = balanced(m, most)
-    a["code"] = f"attention<{size}, {keys}, {wide}>"
-    tiles, entries = many + rest, prod(batch)
-    split = c.threads if entries * m * n * inner >= SMALL and entries * tiles > 1 else 1
-    one, two, third = _packed(c, node)
-    operands = {
-        leaf.value: f"x{place}"
-        for place, leaf in enumerate(leaves(node.expr))  # type: ignore[arg-type]
-        if scalar(leaf.value) is None
-    }
-    full = (*batch, m, n)
-    steps = {value: broadcast_steps(value, full) for value in operands}
-    lines = [
-        f"if (t >= {split}) return;",
-        f"float* const keys = (float*)(c.arena + {a['scratch']}) + t * {one + two + third};",
-        f"float* const values = keys + {one}; float* const scores = values + {two};",
-        f"const rl::Span units = rl::share({entries * tiles}, t, {split});",
-        "long packed = -1;",
-        "for (long u = units.first; u < units.last; ++u) {",
-        f"const long e = u / {tiles}, i = u % {tiles};",
-        f"const long m0 = i < {many} ? i * {size} : {many * size} + (i - {many}) * {size - 1};",
-        f"const float* q = {c.pointer(q)} + {_entry(batch, q.steps)};",
-        f"const float* k = {c.pointer(k)} + {_entry(batch, k.steps)};",
-        f"const float* v = {c.pointer(v)} + {_entry(batch, v.steps)};",
-        f"float* y = {c.pointer(node.out, write=True)} + {_entry(batch, node.out.steps)};",
-        f"if (e != packed) {{ rl::pack<{keys}>(k, {k.steps[-2]}, {k.steps[-1]}, {inner}, {n}, keys);",
-        f"rl::pack<{wide}>(v, {v.steps[-2]}, {v.steps[-1]}, {n}, {values}, values); packed = e; }}",
-    ]
-    lines += [
-        f"const float* {name} = {c.pointer(value)} + {_entry(batch, steps[value])} "
-        f"+ m0 * {steps[value][-2]};"
-        for value, name in operands.items()
-    ]
-    lines += _lambdas(c, node, operands, steps)
-    call = (
-        f"({{m}} + m0 * {q.steps[-2]}, {q.steps[-2]}, keys, {inner}, scores, {_pitch(n)}, {n}, "
-        f"values, y + m0 * {node.out.steps[-2]}, {node.out.steps[-2]}, {values}, before, after);"
-    ).replace("{m}", "q")
-    pick = [f"rl::attention<{rows}, {keys}, {wide}>{call}" for rows in (size, size - 1)]
-    lines.append(f"if (i < {many}) {pick[0]} else {pick[1]}" if rest else pick[0])
-    return "\n".join([*lines, "}", ""])
-
-
-def _entry(batch: list[int], steps: tuple[int, ...]) -> str:
-    """C++ for where the entry `e` of the batch begins."""
-    terms, rest = [], "e"
-    for axis in reversed(range(len(batch))):
-        if batch[axis] != 1 and steps[axis]:
-            terms.append(f"({rest}) % {batch[axis]} * {steps[axis]}")
-        rest = f"({rest}) / {batch[axis]}"
-    return " + ".join(terms) or "0"
-
-
-def _lambdas(
-    c: Code, node: Node, operands: dict[Value, str], steps: dict[Value, tuple[int, ...]]
-) -> list[str]:
-    """What is done to the scores before the softmax, and to the weights after it."""
-    n = node.attrs["n"]
-
-    def load(value: Value) -> str:
-        known = scalar(value)
-        if known is not None:
-            return f"rl::set({known})"
-        row, lane = steps[value][-2:]
-        at = f"{operands[value]} + m * {row}"
-        if not lane:
-            return f"rl::set(*({at}))"
-        if n % c.lanes == 0:
-            return f"rl::load({at} + n)"
-        return f"(n + rl::W <= {n} ? rl::load({at} + n) : rl::load_first({at} + n, (int)({n} - n)))"
-
-    assert node.expr is not None
-    before = c.text(node.expr, load, "acc")
-    after = node.attrs["after"]
-    end = "rl::AsItIs{}"
-    if after is not None:
-        end = f"[](auto acc) {{ return {c.text(after, lambda v: scalar(v) or '', 'acc')}; }}"
-    return [
-        f"const auto before = [&](rl::vf acc, long m, long n) {{ (void)m, (void)n; return {before}; }};",
-        f"const auto after = {end};",
-    ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from redline.native.dtypes import ctype
-from redline.native.ir import Acc, Expr, Load, Program, Value, contiguous
+from redline.native.ir import Acc, Expr, Load, No, Program, Value, contiguous
 from redline.native.isa import Isa
 from redline.native.literals import literal, whole
 from redline.native.plan import Plan, floats, plane
@@ -50,13 +51,46 @@ class Access:
     steps: tuple[int, ...]
 
 
+@dataclass
+class Replay:
+    """Choices in the order in which they are made: kept the first time, repeated after rewind()."""
+
+    kept: list[Any] = field(default_factory=list)
+    place: int = -1
+
+    def decide(self, choice: Any) -> Any:
+        if self.place < 0:
+            self.kept.append(choice)
+            return choice
+        if self.place >= len(self.kept):
+            raise No("there are more choices at one size than at another")
+        self.place += 1
+        return self.kept[self.place - 1]
+
+    def rewind(self) -> Replay:
+        self.place = 0
+        return self
+
+
 class Code:
     """What every emitter needs: the target, the places of values, the weights."""
 
-    def __init__(self, program: Program, plan: Plan, isa: Isa, threads: int) -> None:
+    def __init__(
+        self, program: Program, plan: Plan, isa: Isa, threads: int, replay: Replay | None = None
+    ) -> None:
         self.program, self.plan, self.isa, self.threads = program, plan, isa, threads
         self.weights = Weights()
         self.lanes = isa.lanes
+        self._replay = replay
+
+    @property
+    def free(self) -> bool:
+        """The text must hold for other sizes than those of the program, too."""
+        return self._replay is not None
+
+    def decide(self, choice: Any) -> Any:
+        """The choice; where sizes are free, what was chosen here when all of them were greatest."""
+        return choice if self._replay is None else self._replay.decide(choice)
 
     def pointer(self, value: Value, *, write: bool = False) -> str:
         """C++ for the address of the first element, halo skipped."""

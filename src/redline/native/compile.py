@@ -9,18 +9,21 @@ from pathlib import Path
 import numpy as np
 import onnx_ir
 
-from redline.native import expand, toolchain
+from redline.errors import RefusedError
+from redline.native import expand, schedules, toolchain
 from redline.native.attention import fuse_attention
 from redline.native.debug import Trace
 from redline.native.emit import Sources, emit
+from redline.native.free import Point, emit_free
 from redline.native.fuse import fuse
-from redline.native.ir import Program
+from redline.native.ir import No, Program
 from redline.native.isa import Isa
 from redline.native.layout import Layouts
 from redline.native.read import read
 from redline.native.squeeze import squeeze
 from redline.native.tune import Choices, key, space, tune
 from redline.native.winograd import choose
+from redline.signature import Dim
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,47 @@ def lower(
     return program, sources
 
 
+def compile_free(
+    model: onnx_ir.Model,
+    shapes: Sequence[tuple[int | str, ...]],
+    dims: Sequence[Dim],
+    isa: Isa,
+    threads: int,
+    folder: Path,
+) -> Compiled:
+    """As compile_graph(), once for every size within the ranges of `dims`.
+
+    Args:
+        shapes: of the model's inputs; a str in them names a dim.
+
+    Raises:
+        RefusedError: also where a kernel would depend on a size.
+        BuildError: the C++ compiler failed.
+
+    Example:
+        >>> dims = [Dim("seq", 1, 128, 512)]
+        >>> compile_free(model, [(1, "seq")], dims, isa.get("avx2"), 2, Path("out"))
+    """
+    trace = Trace()
+    inputs = [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+
+    def at(point: Point) -> Program:
+        for value, shape in zip(inputs, shapes, strict=True):
+            value.shape = onnx_ir.Shape([point[n] if isinstance(n, str) else n for n in shape])
+        program = fuse_attention(fuse(read(model)))
+        trace.done(f"read and fuse at {dict(point)}", program)
+        return program
+
+    try:
+        sources = emit_free(at, shapes, dims, isa, threads)
+    except No as reason:
+        raise RefusedError(f"sizes cannot be free: {reason}") from reason
+    trace.sources(sources.files)
+    toolchain.build(sources.files, isa, folder / "model.so")
+    (folder / "weights.bin").write_bytes(sources.weights)
+    return Compiled(at({dim.name: dim.opt for dim in dims}), sources)
+
+
 def tune_graph(
     model: onnx_ir.Model,
     isa: Isa,
@@ -110,8 +154,12 @@ def tune_graph(
     *,
     winograd: bool = False,
     seconds: float = 40.0,
+    fresh: bool = False,
 ) -> Choices:
     """The schedules that run this model fastest on this machine, timed on `inputs`.
+
+    What was found is kept (schedules.py): the same network with other weights is not timed again,
+    unless `fresh`.
 
     Example:
         >>> choices = tune_graph(model, isa.get("avx2"), 2, [x])
@@ -121,5 +169,13 @@ def tune_graph(
     def build(choices: Choices, folder: Path) -> None:
         compile_graph(model, isa, threads, folder, winograd=winograd, choices=choices)
 
-    units = space(fuse_attention(fuse(read(model))), isa, winograd)
-    return tune(units, build, inputs, seconds) if units else {}
+    program = fuse_attention(fuse(read(model)))
+    units = space(program, isa, winograd)
+    if not units:
+        return {}
+    path = schedules.place(program, units, isa, threads, winograd)
+    choices = None if fresh else schedules.known(path, units)
+    if choices is None:
+        choices = tune(units, build, inputs, seconds)
+        schedules.keep(path, choices)
+    return choices

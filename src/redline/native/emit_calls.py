@@ -11,7 +11,7 @@ def call(c: Code, node: Node) -> str:
     """`rl::kernel(part, inputs..., output, [scratch], numbers...)`; see Reader.call."""
     a = node.attrs
     units = a["units"]
-    split = c.threads if units > 1 and a.get("work", node.out.size) >= SMALL else 1
+    split = c.decide(c.threads if units > 1 and a.get("work", node.out.size) >= SMALL else 1)
     tables, words = [], []
     for place, number in enumerate(a.get("numbers", ())):
         if isinstance(number, tuple):
@@ -23,7 +23,7 @@ def call(c: Code, node: Node) -> str:
             words.append(number if isinstance(number, str) else _number(number))
     arrays = [c.pointer(value) for value in node.ins] + [c.pointer(node.out, write=True)]
     if a.get("scratch_bytes"):
-        arrays.append(f"(c.arena + {a['scratch']} + t * {_round(a['scratch_bytes'])})")
+        arrays.append(f"(c.arena + {a['scratch']} + t * (({a['scratch_bytes']} + 63) / 64 * 64))")
     return "\n".join(
         [
             f"if (t >= {split}) return;",

@@ -62,10 +62,10 @@ def loop(c: Code, node: Node) -> str:
 def _rows(c: Code, dims: tuple[int, ...], names: list[str], body: list[str], work: int) -> str:
     """Runs `body` over [first, last) of the last axis, for every index of the others."""
     outer, length = prod(dims[:-1]), dims[-1]
-    if c.threads == 1 or work < SMALL:
+    if c.decide(c.threads == 1 or work < SMALL):
         share, inner = f"rl::Span{{0, {outer}}}", f"first = 0, last = {length}"
         guard = "if (t) return;\n"
-    elif outer >= 2 * c.threads:
+    elif c.decide(outer >= 2 * c.threads):
         share, guard = f"rl::share({outer}, t, {c.threads})", ""
         inner = f"first = 0, last = {length}"
     else:
@@ -133,7 +133,7 @@ def rows(c: Code, node: Node) -> str:
     def one(value: Value) -> str:
         return scalar(value) or f"{operands[value].pointer}[{index(operands[value].steps, names)}]"
 
-    fill = [f"float* row = scratch + t * {_round(length)};"]
+    fill = [f"float* row = scratch + t * (({length} + 15) / 16 * 16);"]
     wide = vector(expr) and all(a.steps[-1] in (0, 1) for a in operands.values())
     direct = single and source is not None and operands[source].steps[-1] == 1
     if direct:
@@ -191,7 +191,7 @@ def _kernel(c: Code, node: Node, n: int) -> str:
         epsilon = literal(float(node.attrs["epsilon"]))
         return f"rl::{node.kind}(row, y, {n}, {affine[0]}, {affine[1]}, {epsilon});"
     start, step = _REDUCE[node.kind]
-    end = f" / {n}.f" if node.kind == "reducemean" else ""
+    end = f" / (float){n}" if node.kind == "reducemean" else ""
     one = f"[](auto a, auto x) {{ return {step}; }}"
     if node.kind == "reducesumsquare":
         join = "[](auto a, auto x) { return a + x; }"

@@ -49,6 +49,11 @@ def compiler_version() -> str:
     return told.stdout.splitlines()[0] if told.stdout else path
 
 
+def fingerprint() -> str:
+    """Compiler and kernels: what decides the speed of the same schedule."""
+    return f"{compiler_version()} {' '.join(FLAGS)} {_headers().hex()}"
+
+
 def build(files: dict[str, str], isa: Isa, target: Path) -> None:
     """Compile the files and link them into `target`; objects are kept by the hash of what they are.
 

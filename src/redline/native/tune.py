@@ -63,6 +63,8 @@ def space(program: Program, isa: Isa, winograd: bool) -> list[Unit]:
         if node.kind == "depthwise" and node.ins[0] in makers:
             names |= set(makers[node.ins[0]].names)
             ways += [{"expand": False}, {"expand": True}]
+        if node.kind == "attention":
+            ways += [{"blocks": False}, {"blocks": True}]
         if len(ways) > 1:
             found.append(Unit(key(node), frozenset(names), tuple(ways[:MOST])))
     return found

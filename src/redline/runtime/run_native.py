@@ -12,6 +12,7 @@ import numpy as np
 from redline.engine.manifest import Part
 from redline.engine.store import Store
 from redline.errors import RunError
+from redline.runtime.run_free import FreeRunner, open_context
 from redline.runtime.runner import Runner
 from redline.runtime.settings import closed, failed, threads
 from redline.signature import Signature
@@ -99,10 +100,7 @@ class NativeRunner:
         return found
 
     def _context(self) -> int:
-        context = self._library.redline_open(self._weights.ctypes.data)
-        if not context:
-            raise RunError("the native part got no memory or no thread for its workspace")
-        return int(context)
+        return open_context(self._library, self._weights)
 
     def close(self) -> None:
         if self._closed:
@@ -230,6 +228,8 @@ def open_part(part: Part, store: Store, signature: Signature) -> Runner:
         from redline.runtime.run_segments import open_segments
 
         return open_segments(part, store, signature)
+    if part.setting.get("free"):
+        return FreeRunner(part, *_loaded(part, store, signature, *part.files[:2]))
     libraries = [name for name in part.files if name.endswith(".so")]
     runners = []
     try:
@@ -247,6 +247,13 @@ def open_library(
     part: Part, store: Store, signature: Signature | None, name: str, data: str
 ) -> NativeRunner:
     """One shared object and its weights; None as signature where it is only a piece of a model."""
+    return NativeRunner(part, *_loaded(part, store, signature, name, data))
+
+
+def _loaded(
+    part: Part, store: Store, signature: Signature | None, name: str, data: str
+) -> tuple[ctypes.CDLL, np.ndarray, Any]:
+    """The library, its weights and what it tells of itself."""
     try:
         library = ctypes.CDLL(str(store.path(name)))
         library.redline_describe.restype = ctypes.c_char_p
@@ -265,7 +272,7 @@ def open_library(
         raise RunError(f"the native part has ABI {told['abi']}, this Redline reads {ABI}")
     if signature is not None:
         _check(told, signature)
-    return NativeRunner(part, library, _weights(store, data, int(told["weights"])), told)
+    return library, _weights(store, data, int(told["weights"])), told
 
 
 def _check(told: Any, signature: Signature) -> None:

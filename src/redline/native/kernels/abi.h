@@ -11,11 +11,15 @@ extern "C" {
 
 /* JSON: {"abi", "isa": [CPU flags], "threads", "inputs": [{"dtype", "shape"}], "outputs": the same,
  * "workspace": bytes, "weights": bytes, "groups": [{"name", "kernel", "flops", "bytes"}],
- * "missed": [refused fusions with their reasons]} */
+ * "missed": [refused fusions with their reasons]}
+ * Where sizes are free also "sizes": [{"name", "min", "max"}]; a free axis of an input is such a
+ * name, and a number that depends on sizes is a list of [factor, exponent of each size]. */
 REDLINE_API const char* redline_describe(void);
 /* A context with its own workspace and threads; the weights (64-byte aligned) must outlive it.
  * NULL where memory or a thread cannot be had. */
 REDLINE_API void* redline_open(const void* weights);
+/* The free sizes of the calls that follow, in the order of describe(), each within its bounds. */
+REDLINE_API void redline_sizes(void* context, const long* sizes);
 /* Contiguous arrays in, contiguous arrays out, in the order of describe(). 0 is success. */
 REDLINE_API int redline_run(void* context, const void* const* inputs, void* const* outputs);
 /* Nanoseconds of each group in the last call after redline_profile(context, 1). */

@@ -25,20 +25,30 @@ RL_INLINE float highest(const float* x, long n) {
                   [](auto a, auto v) { return maximum(a, v); });
 }
 
-inline void softmax(const float* x, float* y, long n) {
-    const float top = highest(x, n);
+// x[0, n) *= factor
+RL_INLINE void scale_row(float* x, long n, float factor) {
+    long i = 0;
+    for (; i + W <= n; i += W) store(x + i, load(x + i) * factor);
+    for (; i < n; ++i) x[i] *= factor;
+}
+
+// y = exp(x - base); the sum of it.
+RL_INLINE float exp_row(const float* x, float* y, long n, float base) {
     vf sums = {};
     float rest = 0;
     long i = 0;
     for (; i + W <= n; i += W) {
-        const vf e = exp(load(x + i) - top);
+        const vf e = exp(load(x + i) - base);
         store(y + i, e);
         sums += e;
     }
-    for (; i < n; ++i) rest += y[i] = exp(x[i] - top);
-    const float scale = 1.f / (sum(sums) + rest);
-    for (i = 0; i + W <= n; i += W) store(y + i, load(y + i) * scale);
-    for (; i < n; ++i) y[i] *= scale;
+    for (; i < n; ++i) rest += y[i] = exp(x[i] - base);
+    return sum(sums) + rest;
+}
+
+inline void softmax(const float* x, float* y, long n) {
+    const float total = exp_row(x, y, n, highest(x, n));
+    scale_row(y, n, 1.f / total);
 }
 
 inline void logsoftmax(const float* x, float* y, long n) {

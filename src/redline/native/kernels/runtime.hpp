@@ -39,6 +39,7 @@ struct Context {
     size_t arena_bytes;
     pid_t owner;
     pthread_t* workers;
+    long sizes[2];  // of free dims, in this call
     alignas(64) uint32_t generation;  // one more for each call; workers wait for it to change
     uint32_t sleepers;
     uint32_t stop;

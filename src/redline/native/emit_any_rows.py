@@ -1,0 +1,111 @@
+"""Matrix products whose sizes are known only at run, all but the width of constant weights."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from redline.native.code import SMALL, Code
+from redline.native.emit_anchors import lambda_epilogue, tile
+from redline.native.emit_attention import entry
+from redline.native.ir import Node
+
+_NEAR = 1 << 20  # bytes of weights that each thread may read all of
+_SKEW = 16  # floats by which a copied row is longer than what it holds
+
+
+def _tile(c: Code, columns: int) -> tuple[int, int]:
+    return tile(c, c.isa.registers, columns)
+
+
+def _copied(node: Node) -> bool:
+    """Rows a multiple of 1 KiB apart share few sets of the first-level cache."""
+    return bool(node.attrs["k"] >= 512 and node.ins[0].steps[0] % 256 == 0)
+
+
+def gemm_scratch(node: Node) -> int:
+    """Bytes for a copy of A, see _copied()."""
+    return int(node.attrs["m"] * (node.attrs["k"] + _SKEW) * 4) if _copied(node) else 0
+
+
+def gemm(c: Code, node: Node) -> str:
+    """By constant weights: threads share their panels, or the rows where the weights are few."""
+    a, x = node.attrs, node.ins[0]
+    m, n, k = a["m"], a["n"], a["k"]
+    high, wide = _tile(c, n)
+    a["code"] = f"gemm_rows<{high}, {wide}>"
+    panel = wide * c.lanes
+    panels = -(-n // panel)
+    padded = np.zeros((k, panels * panel), np.float32)
+    padded[:, :n] = a["weights"]
+    packed = padded.reshape(k, panels, panel).transpose(1, 0, 2)
+    at = c.weights.add(packed, a["weights"], f"panels{panel}")
+    split = c.decide(c.threads if m * n * k >= SMALL else 1)
+    by_rows = packed.nbytes <= _NEAR or panels < split
+    rows, part = f"rl::Span{{0, {m}}}", f"rl::share({panels}, t, {split})"
+    if by_rows:
+        rows, part = f"rl::share({m}, t, {split}, {high})", f"rl::Span{{0, {panels}}}"
+    pitch = x.steps[0]
+    read = [f"const float* x = {c.pointer(x)} + m0 * {pitch};"]
+    if c.decide(_copied(node)):
+        pitch = k + _SKEW
+        mine = "rl::Span{0, m1}" if by_rows else f"rl::share(m1, t, {split})"
+        read = [
+            f"float* const x = (float*)(c.arena + {a['scratch']}) + m0 * {pitch};",
+            f"const rl::Span lines = {mine};",
+            "for (long i = lines.first; i < lines.last; ++i)",
+            f"memcpy(x + i * {pitch}, {c.pointer(x)} + (m0 + i) * {x.steps[0]}, {k * 4});",
+            "rl::barrier(c);" if split > 1 and not by_rows else "",
+        ]
+    lines = [
+        f"if (t >= {split}) return;",
+        f"const rl::Span rows = {rows}, part = {part};",
+        "const long m0 = rows.first, m1 = rows.last - rows.first;",
+        *read,
+        f"float* y = {c.pointer(node.out, write=True)} + m0 * {n};",
+        f"const float* w = (const float*)(c.weights + {at});",
+        f"const auto epilogue = {lambda_epilogue(c, node, 'long m, long n')};",
+        "for (long p = part.first; p < part.last; ++p)",
+        (
+            f"rl::gemm_rows<{high}, {wide}>(x, {pitch}, w + p * {k * panel}, {k}, y, {n}, 0, m1, "
+            f"p * {panel}, {n}, epilogue);"
+        ),
+    ]
+    return "\n".join([*lines, ""])
+
+
+def matmul_scratch(c: Code, node: Node) -> int:
+    """Bytes of packed B, one batch entry per thread."""
+    a = node.attrs
+    panel = _tile(c, c.isa.registers * c.lanes)[1] * c.lanes
+    return int(-(-a["n"] // panel) * panel * a["k"] * 4 * c.threads)
+
+
+def matmul(c: Code, node: Node) -> str:
+    """Batched; each entry's B is packed by the thread that multiplies it."""
+    a = node.attrs
+    m, n, k = a["m"], a["n"], a["k"]
+    x, b = node.ins
+    batch = list(node.out.shape[:-2])
+    high, wide = _tile(c, c.isa.registers * c.lanes)
+    a["code"] = f"batched gemm_rows<{high}, {wide}>"
+    panel, entries = wide * c.lanes, prod(batch)
+    split = c.decide(c.threads if entries * m * n * k >= SMALL else 1)
+    offsets = [entry(batch, value.steps) for value in (x, b)]
+    return (
+        f"if (t >= {split}) return;\n"
+        f"const long panels = ({n} + {panel - 1}) / {panel};\n"
+        f"float* packed = (float*)(c.arena + {a['scratch']}) + t * (panels * {panel} * {k});\n"
+        f"const rl::Span part = rl::share({entries}, t, {split});\n"
+        f"for (long e = part.first; e < part.last; ++e) {{\n"
+        f"const long m0 = e * {m}; (void)m0;\n"
+        f"const float* x = {c.pointer(x)} + {offsets[0]}; "
+        f"const float* b = {c.pointer(b)} + {offsets[1]};\n"
+        f"float* y = {c.pointer(node.out, write=True)} + e * {m} * {n};\n"
+        f"const auto epilogue = {lambda_epilogue(c, node, 'long m, long n')};\n"
+        f"rl::pack<{wide}>(b, {b.steps[-2]}, {b.steps[-1]}, {k}, {n}, packed);\n"
+        f"for (long p = 0; p < panels; ++p)\n"
+        f"rl::gemm_rows<{high}, {wide}>(x, {x.steps[-2]}, packed + p * {panel} * {k}, {k}, y, {n}, "
+        f"0, {m}, p * {panel}, {n}, epilogue);\n}}\n"
+    )
