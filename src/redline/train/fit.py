@@ -335,8 +335,9 @@ class _Run:
         if len(held["random"]) != loop.accelerator.num_processes:
             raise InputError(f"the run had {len(held['random'])} processes", hint="use as many")
         self.weights.put(weights, held["optimizer"])
-        loop.schedule.load_state_dict({"lr_lambdas": [None], **held["schedule"]} if isinstance(
-            loop.schedule, torch.optim.lr_scheduler.LambdaLR) else held["schedule"])  # fmt: skip
+        lambdas = {"lr_lambdas": [None] * len(loop.optimizer.param_groups)}  # a user's LambdaLR
+        own = isinstance(loop.schedule, torch.optim.lr_scheduler.LambdaLR)
+        loop.schedule.load_state_dict(held["schedule"] | (lambdas if own else {}))
         if held["scaler"] and loop.accelerator.scaler:
             loop.accelerator.scaler.load_state_dict(held["scaler"])
         for name, value in held["place"].items():

@@ -117,7 +117,12 @@ class Recipe:
         for name in ("warmup", "label_smoothing", "split"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)!r}, expected 0 <= {name} < 1")
-        if self.device.split(":")[0] not in DEVICES:
+        if self.device.startswith("cuda:"):
+            raise InputError(
+                f"device is {self.device!r}: each process takes the first GPU that it sees",
+                hint=f"device='cuda', and CUDA_VISIBLE_DEVICES={self.device[5:]}",
+            )
+        if self.device not in DEVICES:
             raise UnknownNameError("device", self.device, DEVICES)
         if self.precision not in PRECISIONS:
             raise UnknownNameError("precision", self.precision, PRECISIONS)
