@@ -158,3 +158,50 @@ def test_a_class_without_training_images_is_told(tmp_path):
     members = {"train/a/1.png": _png(1), "test/a/1.png": _png(1), "test/b/1.png": _png(2)}
     with pytest.raises(InputError, match="no training image of class 'b'"):
         load_data(_zip(tmp_path / "odd.zip", members))
+
+
+def test_an_idx_file_is_unpacked_no_further_than_its_sizes(tmp_path):
+    few = idx(np.zeros((2, 4, 4), np.uint8))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(2, np.uint8)))
+    images = tmp_path / "train-images-idx3-ubyte.gz"
+    for raw, words in (
+        (few + bytes(1_000_000), "more bytes"),
+        (struct.pack(">BBBB3I", 0, 0, 8, 3, *[1 << 16] * 3), "more than 8 GiB"),
+        (idx(np.zeros(32, np.uint8)), "1 dims, expected 3"),
+        (few[:-1], "31 bytes"),
+    ):
+        images.write_bytes(gzip.compress(raw))
+        with pytest.raises(InputError, match=words):
+            load_data(tmp_path)
+    damaged = bytearray(gzip.compress(few))
+    damaged[12] ^= 0xFF
+    images.write_bytes(bytes(damaged))
+    with pytest.raises(InputError, match="not an IDX file"):
+        load_data(tmp_path)
+
+
+def test_classes_that_are_odd_are_told(tmp_path):
+    lonely = {f"{name}/{i}.png": _png(i) for name, many in (("a", 10), ("b", 1))
+              for i in range(many)}  # fmt: skip
+    data = load_data(_zip(tmp_path / "lonely.zip", lonely), split=0.8)
+    assert data.remarks == ("not tested: class b",)
+    assert {int(y) for y in data.train.y} == {0, 1}
+    one = {f"a/{i}.png": _png(i) for i in range(10)}
+    assert load_data(_zip(tmp_path / "one.zip", one)).remarks == (
+        "all training samples are of one class",
+    )
+    for part, labels in (("train", [0, 0, 1]), ("t10k", [0, 2])):
+        x = np.zeros((len(labels), 4, 4), np.uint8)
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(x))
+        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.array(labels, np.uint8)))
+    assert load_data(tmp_path).remarks == (
+        "not tested: class 1", "tested but not trained on: class 2",
+    )  # fmt: skip
+    assert load_data("digits").remarks == ()
+
+
+def test_a_text_that_is_too_long_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("redline.train.sources._MOST_TEXT", 100)
+    (tmp_path / "a.txt").write_text("hello world " * 20)
+    with pytest.raises(InputError, match="of text"):
+        load_data(tmp_path / "a.txt")

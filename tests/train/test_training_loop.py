@@ -149,6 +149,8 @@ def test_a_loss_that_is_not_finite_names_the_module(tmp_path):
         ({"epochs": 0}, "epochs is 0"),
         ({"epoch": 3}, "epochs"),
         ({"precision": "fp16"}, "fp16 does not train on a cpu"),
+        ({"device": "cuda:1"}, "takes the first GPU"),
+        ({"device": "tpu"}, "tpu"),
         ({"optimizer": "adamv"}, "adamw"),
         ({"monitor": "speed"}, "monitor 'speed'"),
     ],
@@ -267,3 +269,45 @@ def test_any_dataset_and_loader_is_taken(tmp_path):
     done = fit(net, loader, epochs=30, lr=0.05, device="cpu", out=tmp_path / "r", split=0)
     assert done.history[-1]["train_loss"] < 0.01
     assert np.isfinite(done.history[-1]["train_loss"])
+
+
+def test_an_unknown_gpu_is_refused_and_auto_takes_what_is_there():
+    from redline.train.processes import begin
+
+    for name in ("cuda", "mps"):
+        if not getattr(torch, "cuda" if name == "cuda" else "mps").is_available():
+            with pytest.raises(InputError, match=f"device '{name}': torch sees no such GPU"):
+                begin(Recipe(device=name))
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    accelerator, _ = begin(Recipe(device="auto"))
+    assert accelerator.device.type == (here.type if here else "cpu")
+
+
+def test_sums_are_kept_in_the_widest_floats_of_the_device():
+    from redline.train.loop import wide_type
+
+    assert wide_type(torch.device("cpu")) is torch.float64
+    assert wide_type(torch.device("mps")) is torch.float32
+
+
+@pytest.mark.parametrize("name", ["onecycle", "cosine", "linear", "step", "constant"])
+def test_schedules_are_those_of_lambdalr_and_read_its_state(name):
+    from redline.train import parts
+
+    net, recipe = nn.Linear(2, 2), Recipe(lr=0.1, schedule=name)
+    made = [parts.optimizer(recipe, net) for _ in range(3)]
+    ours = parts.schedule(recipe, made[0], 20)
+    torchs = torch.optim.lr_scheduler.LambdaLR(made[1], ours.factor)
+    again = parts.schedule(recipe, made[2], 20)
+    for step in range(25):
+        told = [one.param_groups[1]["lr"] for one in made[:2]]
+        assert told[0] == pytest.approx(told[1])
+        if step == 10:
+            held = {k: v for k, v in torchs.state_dict().items() if k != "lr_lambdas"}
+            again.load_state_dict(held)
+        ours.step()
+        made[1].step()
+        torchs.step()
+        if step >= 10:
+            again.step()
+            assert made[2].param_groups[0]["lr"] == made[0].param_groups[0]["lr"]

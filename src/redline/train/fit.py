@@ -99,7 +99,7 @@ def fit(
             with loop.stop.listen():
                 stopped = run.epochs()
             result = run.result(stopped, time.monotonic() - start)
-            end = {"kind": "end", "step": result.steps, "stopped": stopped}
+            end = {"kind": "end", "step": result.steps, "stopped": stopped, "notes": given.remarks}
             loop.say(end | {"metrics": dict(result.metrics)})
         finally:
             for each in begun:
@@ -362,6 +362,7 @@ class _Run:
         return Result(
             model, example, found, tuple(place.history), place.best_epoch, stopped, place.step,
             seconds, self.folder, loop.recipe, self._score if self.tests else None,
+            self.data.remarks,
         )  # fmt: skip
 
     def _score(self, model: Callable[..., Any]) -> float:
