@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import struct
+import sys
 import zipfile
 from pathlib import Path
 
@@ -205,3 +206,34 @@ def test_a_text_that_is_too_long_is_refused(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("hello world " * 20)
     with pytest.raises(InputError, match="of text"):
         load_data(tmp_path / "a.txt")
+
+
+def test_hugging_face_datasets(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    label = datasets.ClassLabel(names=["a", "b"])
+    pictures = [Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)) for i in range(10)]
+    classes = [i % 2 for i in range(10)]
+    made = {
+        "pictures": ({"image": datasets.Image(), "label": label}, {"image": pictures}),
+        "table": ({"u": datasets.Value("float32"), "label": label}, {"u": list(range(10))}),
+        "text": ({"text": datasets.Value("string"), "label": label}, {"text": ["x"] * 10}),
+    }
+    for name, (features, columns) in made.items():
+        columns = {**columns, "label": classes}
+        one = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        datasets.DatasetDict({"train": one, "test": one}).save_to_disk(tmp_path / name)
+    data = load_data(f"hf:{tmp_path}/pictures")
+    assert (data.kind, data.classes, data.shape) == ("classes", 2, (3, 8, 8))
+    assert (data.names, len(data.train), len(data.test)) == (("a", "b"), 10, 10)
+    assert int(data.train.x[3].max()) == 60
+    table = load_data(f"hf:{tmp_path}/table")
+    assert table.train.x.flatten().tolist() == list(range(10))
+    assert load_data(f"hf:{tmp_path}/text").kind == "other"
+    with pytest.raises(InputError, match="no dataset with a train part"):
+        load_data(f"hf:{tmp_path}/missing")
+
+
+def test_a_missing_datasets_library_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(RedlineError, match="pip install datasets"):
+        load_data("hf:somewhere")

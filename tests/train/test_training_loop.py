@@ -252,6 +252,57 @@ def test_trials_go_on_where_they_ended(tmp_path):
     assert 1e-4 <= four.recipe.lr <= 1e-2
 
 
+def test_a_trial_that_is_cut_is_made_up_for(tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    module, real = sys.modules["redline.train.trials"], fit
+    made = []
+
+    def once_cut(model, data, recipe, **given):
+        made.append(recipe.lr)
+        if len(made) == 2:
+            given["trackers"] = [*given["trackers"], _Ctrl()]
+        return real(model, data, recipe, **given)
+
+    monkeypatch.setattr(module, "fit", once_cut)
+    recipe, space = QUICK.changed(epochs=1), ("lr=1e-3:1e-2",)
+    cut = search_recipe("mlp", "digits", recipe, trials=3, space=space, out=tmp_path)
+    assert cut.interrupted
+    assert [row["state"] for row in cut.rows] == ["complete", "pruned"]
+    whole = search_recipe("mlp", "digits", recipe, trials=3, space=space, out=tmp_path)
+    assert not whole.interrupted
+    assert [row["state"] for row in whole.rows] == ["complete", "pruned", "complete", "complete"]
+
+
+class _Ctrl:
+    """Presses Ctrl-C before the first step."""
+
+    def start(self, out, recipe):
+        self.out = out
+
+    def log(self, record):
+        if record["kind"] == "epoch":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def close(self):
+        pass
+
+
+def test_tensorboard_gets_the_numbers(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = fit("mlp", "digits", QUICK, out=tmp_path / "r", trackers=["tensorboard"])
+    held = EventAccumulator(str(tmp_path / "r" / "tensorboard")).Reload()
+    told = [event.value for event in held.Scalars("epoch/accuracy")]
+    assert told == pytest.approx([epoch["metrics"]["accuracy"] for epoch in done.history])
+
+
+def test_a_missing_tensorboard_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(RedlineError, match="pip install tensorboard"):
+        fit("mlp", "digits", QUICK, out=tmp_path / "r", trackers=["tensorboard"])
+
+
 def test_the_log_has_steps_with_their_loss_and_rate(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["redline.train.loop"], "_LOG_EVERY", 0.0)
     fit("mlp", "digits", QUICK.changed(epochs=1), out=tmp_path / "r")
