@@ -68,8 +68,7 @@ def train_epoch(loop: Loop) -> str:
     last, looked, seen = len(loop.batches), time.monotonic(), place.samples
     plain = loop.accelerator.scaler is None
     mixed = loop.accelerator.autocast if recipe.precision != "fp32" else contextlib.nullcontext
-    device = loop.accelerator.device  # added up there: moving every loss would wait for it
-    place.loss_sum = place.loss_sum.to(device, wide_type(device))
+    place.loss_sum = wide_sum(place.loss_sum, loop.accelerator.device)
     for raw in loop.batches.epoch(place.epoch, place.batch):
         batch = loop.prepare(raw, place.epoch, place.batch)
         place.batch += 1
@@ -115,9 +114,11 @@ def train_epoch(loop: Loop) -> str:
     return ""
 
 
-def wide_type(device: torch.device) -> torch.dtype:
-    """The widest floats of a device: Apple's GPUs have no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
+def wide_sum(total: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A sum that grows on the device, for moving every loss would wait for it; in the widest floats
+    there are: Apple's GPUs have no float64.
+    """
+    return total.to(device, torch.float32 if device.type == "mps" else torch.float64)
 
 
 def _ends(loop: Loop, now: float) -> str:

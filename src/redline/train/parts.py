@@ -84,9 +84,7 @@ def optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     # One kernel for a tensor in the place of ten calls; what torch takes is a loop on a cpu.
-    fused = recipe.optimizer != "rmsprop" and all(
-        p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in trained
-    )
+    fused = recipe.optimizer != "rmsprop" and all(map(_plain_floats, trained))
     made: torch.optim.Optimizer = make(
         [group for group in groups if group["params"]],
         lr=recipe.lr or lr, **options, **({"fused": True} if fused else {}),
@@ -94,8 +92,14 @@ def optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     return made
 
 
+def _plain_floats(p: torch.Tensor) -> bool:
+    """Whether the fused kernels take it; shards go the way of torch's own choice."""
+    whole = type(p.data) is torch.Tensor
+    return whole and p.is_floating_point() and p.device.type in ("cpu", "cuda")
+
+
 class Factors:
-    """base learning rate * factor(steps): torch's LambdaLR in a fifth of its time a step.
+    """base learning rate * factor(steps): what torch's LambdaLR does, without its bookkeeping.
 
     Example:
         >>> schedule = Factors(optimizer, lambda step: 0.9**step)

@@ -42,7 +42,7 @@ def arrays(
 
 def odd_classes(y: torch.Tensor, tested: torch.Tensor, names: tuple[str, ...]) -> tuple[str, ...]:
     """Classes that the accuracy says nothing about, or that nothing teaches."""
-    train, test = set(y.unique().tolist()), set(tested.unique().tolist())
+    train, test = set(y.tolist()), set(tested.tolist())
     told = []
     if len(train) == 1:
         told.append("all training samples are of one class")

@@ -156,14 +156,19 @@ def search_recipe(
             raise optuna.TrialPruned
         return done.metrics[monitor]
 
-    def cut(trial: Any) -> bool:  # by Ctrl-C, or with its process
-        return "interrupted" in trial.user_attrs or not trial.state.is_finished()
-
     before = study.get_trials(deepcopy=False)
-    missing = trials - sum(not cut(trial) for trial in before)
+    missing = trials - sum(not _cut(trial) for trial in before)
     if missing > 0:
         study.optimize(objective, n_trials=missing)
-    stopped = any("interrupted" in t.user_attrs for t in study.trials[len(before) :])
+    return _found(study, recipe, any(map(_cut, study.trials[len(before) :])), out)
+
+
+def _cut(trial: Any) -> bool:
+    """By Ctrl-C, or with its process."""
+    return "interrupted" in trial.user_attrs or not trial.state.is_finished()
+
+
+def _found(study: Any, recipe: Recipe, stopped: bool, out: Path) -> Found:
     rows = [
         {"number": t.number, "state": t.state.name.lower(), "value": t.value, **t.params}
         for t in study.trials
