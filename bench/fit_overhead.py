@@ -23,7 +23,7 @@ from redline.measure.statistics import ratio
 from redline.train import Recipe, fit, load_data, network
 from redline.train.data import Data
 
-ROUNDS, BATCH, REPEAT = 9, 64, 8
+ROUNDS, BATCH, REPEAT = 7, 64, 8
 NETWORKS = {"mlp": (512, 6), "resnet": (16, 1)}  # width, epochs
 
 
