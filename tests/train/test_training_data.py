@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import struct
+import sys
 import zipfile
 from pathlib import Path
 
@@ -158,3 +159,84 @@ def test_a_class_without_training_images_is_told(tmp_path):
     members = {"train/a/1.png": _png(1), "test/a/1.png": _png(1), "test/b/1.png": _png(2)}
     with pytest.raises(InputError, match="no training image of class 'b'"):
         load_data(_zip(tmp_path / "odd.zip", members))
+
+
+def test_an_idx_file_is_unpacked_no_further_than_its_sizes(tmp_path):
+    few = idx(np.zeros((2, 4, 4), np.uint8))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.zeros(2, np.uint8)))
+    images = tmp_path / "train-images-idx3-ubyte.gz"
+    for raw, words in (
+        (few + bytes(1_000_000), "more bytes"),
+        (struct.pack(">BBBB3I", 0, 0, 8, 3, *[1 << 16] * 3), "more than 8 GiB"),
+        (idx(np.zeros(32, np.uint8)), "1 dims, expected 3"),
+        (few[:-1], "31 bytes"),
+    ):
+        images.write_bytes(gzip.compress(raw))
+        with pytest.raises(InputError, match=words):
+            load_data(tmp_path)
+    damaged = bytearray(gzip.compress(few))
+    damaged[12] ^= 0xFF
+    images.write_bytes(bytes(damaged))
+    with pytest.raises(InputError, match="not an IDX file"):
+        load_data(tmp_path)
+
+
+def test_classes_that_are_odd_are_told(tmp_path):
+    lonely = {f"{name}/{i}.png": _png(i) for name, many in (("a", 10), ("b", 1))
+              for i in range(many)}  # fmt: skip
+    data = load_data(_zip(tmp_path / "lonely.zip", lonely), split=0.8)
+    assert data.remarks == ("not tested: class b",)
+    assert {int(y) for y in data.train.y} == {0, 1}
+    one = {f"a/{i}.png": _png(i) for i in range(10)}
+    assert load_data(_zip(tmp_path / "one.zip", one)).remarks == (
+        "all training samples are of one class",
+    )
+    for part, labels in (("train", [0, 0, 1]), ("t10k", [0, 2])):
+        x = np.zeros((len(labels), 4, 4), np.uint8)
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(x))
+        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.array(labels, np.uint8)))
+    assert load_data(tmp_path).remarks == (
+        "not tested: class 1", "tested but not trained on: class 2",
+    )  # fmt: skip
+    assert load_data("digits").remarks == ()
+
+
+def test_a_text_that_is_too_long_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("redline.train.sources._MOST_TEXT", 100)
+    (tmp_path / "a.txt").write_text("hello world " * 20)
+    with pytest.raises(InputError, match="of text"):
+        load_data(tmp_path / "a.txt")
+
+
+@pytest.mark.filterwarnings("ignore")  # its own
+def test_hugging_face_datasets(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    # It names a table by the hash of a pickle, which dill 0.4.1 cannot make of pyarrow 26's types.
+    monkeypatch.setattr("datasets.arrow_dataset.generate_fingerprint", lambda _: "0" * 16)
+    label = datasets.ClassLabel(names=["a", "b"])
+    pictures = [Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)) for i in range(10)]
+    classes = [i % 2 for i in range(10)]
+    made = {
+        "pictures": ({"image": datasets.Image(), "label": label}, {"image": pictures}),
+        "table": ({"u": datasets.Value("float32"), "label": label}, {"u": list(range(10))}),
+        "text": ({"text": datasets.Value("string"), "label": label}, {"text": ["x"] * 10}),
+    }
+    for name, (features, columns) in made.items():
+        columns = {**columns, "label": classes}
+        one = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        datasets.DatasetDict({"train": one, "test": one}).save_to_disk(tmp_path / name)
+    data = load_data(f"hf:{tmp_path}/pictures")
+    assert (data.kind, data.classes, data.shape) == ("classes", 2, (3, 8, 8))
+    assert (data.names, len(data.train), len(data.test)) == (("a", "b"), 10, 10)
+    assert int(data.train.x[3].max()) == 60
+    table = load_data(f"hf:{tmp_path}/table")
+    assert table.train.x.flatten().tolist() == list(range(10))
+    assert load_data(f"hf:{tmp_path}/text").kind == "other"
+    with pytest.raises(InputError, match="no dataset with a train part"):
+        load_data(f"hf:{tmp_path}/missing")
+
+
+def test_a_missing_datasets_library_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(RedlineError, match="pip install datasets"):
+        load_data("hf:somewhere")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 import redline
 from redline.errors import InputError, RedlineError, RunError, UnknownNameError, UnsafeError
@@ -149,6 +150,8 @@ def test_a_loss_that_is_not_finite_names_the_module(tmp_path):
         ({"epochs": 0}, "epochs is 0"),
         ({"epoch": 3}, "epochs"),
         ({"precision": "fp16"}, "fp16 does not train on a cpu"),
+        ({"device": "cuda:1"}, "takes the first GPU"),
+        ({"device": "tpu"}, "tpu"),
         ({"optimizer": "adamv"}, "adamw"),
         ({"monitor": "speed"}, "monitor 'speed'"),
     ],
@@ -250,6 +253,57 @@ def test_trials_go_on_where_they_ended(tmp_path):
     assert 1e-4 <= four.recipe.lr <= 1e-2
 
 
+def test_a_trial_that_is_cut_is_made_up_for(tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    module, real = sys.modules["redline.train.trials"], fit
+    made = []
+
+    def once_cut(model, data, recipe, **given):
+        made.append(recipe.lr)
+        if len(made) == 2:
+            given["trackers"] = [*given["trackers"], _Ctrl()]
+        return real(model, data, recipe, **given)
+
+    monkeypatch.setattr(module, "fit", once_cut)
+    recipe, space = QUICK.changed(epochs=1), ("lr=1e-3:1e-2",)
+    cut = search_recipe("mlp", "digits", recipe, trials=3, space=space, out=tmp_path)
+    assert cut.interrupted
+    assert [row["state"] for row in cut.rows] == ["complete", "pruned"]
+    whole = search_recipe("mlp", "digits", recipe, trials=3, space=space, out=tmp_path)
+    assert not whole.interrupted
+    assert [row["state"] for row in whole.rows] == ["complete", "pruned", "complete", "complete"]
+
+
+class _Ctrl:
+    """Presses Ctrl-C before the first step."""
+
+    def start(self, out, recipe):
+        self.out = out
+
+    def log(self, record):
+        if record["kind"] == "epoch":
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def close(self):
+        pass
+
+
+def test_tensorboard_gets_the_numbers(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = fit("mlp", "digits", QUICK, out=tmp_path / "r", trackers=["tensorboard"])
+    held = EventAccumulator(str(tmp_path / "r" / "tensorboard")).Reload()
+    told = [event.value for event in held.Scalars("epoch/accuracy")]
+    assert told == pytest.approx([epoch["metrics"]["accuracy"] for epoch in done.history])
+
+
+def test_a_missing_tensorboard_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(RedlineError, match="pip install tensorboard"):
+        fit("mlp", "digits", QUICK, out=tmp_path / "r", trackers=["tensorboard"])
+
+
 def test_the_log_has_steps_with_their_loss_and_rate(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["redline.train.loop"], "_LOG_EVERY", 0.0)
     fit("mlp", "digits", QUICK.changed(epochs=1), out=tmp_path / "r")
@@ -267,3 +321,47 @@ def test_any_dataset_and_loader_is_taken(tmp_path):
     done = fit(net, loader, epochs=30, lr=0.05, device="cpu", out=tmp_path / "r", split=0)
     assert done.history[-1]["train_loss"] < 0.01
     assert np.isfinite(done.history[-1]["train_loss"])
+
+
+def test_an_unknown_gpu_is_refused_and_auto_takes_what_is_there():
+    from redline.train.processes import begin
+
+    for name in ("cuda", "mps"):
+        if not getattr(torch, "cuda" if name == "cuda" else "mps").is_available():
+            with pytest.raises(InputError, match=f"device '{name}': torch sees no such GPU"):
+                begin(Recipe(device=name))
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    accelerator, _ = begin(Recipe(device="auto"))
+    assert accelerator.device.type == (here.type if here else "cpu")
+
+
+def test_sums_are_kept_in_the_widest_floats_of_the_device():
+    from redline.train.loop import wide_sum
+
+    zero = torch.zeros(())
+    assert wide_sum(zero, torch.device("cpu")).dtype is torch.float64
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert wide_sum(zero, torch.device("mps")).dtype is torch.float32
+
+
+@pytest.mark.parametrize("name", ["onecycle", "cosine", "linear", "step", "constant"])
+def test_schedules_are_those_of_lambdalr_and_read_its_state(name):
+    from redline.train import parts
+
+    net, recipe = nn.Linear(2, 2), Recipe(lr=0.1, schedule=name)
+    made = [parts.optimizer(recipe, net) for _ in range(3)]
+    ours = parts.schedule(recipe, made[0], 20)
+    torchs = torch.optim.lr_scheduler.LambdaLR(made[1], ours.factor)
+    again = parts.schedule(recipe, made[2], 20)
+    for step in range(25):
+        told = [one.param_groups[1]["lr"] for one in made[:2]]
+        assert told[0] == pytest.approx(told[1])
+        if step == 10:
+            held = {k: v for k, v in torchs.state_dict().items() if k != "lr_lambdas"}
+            again.load_state_dict(held)
+        ours.step()
+        made[1].step()
+        torchs.step()
+        if step >= 10:
+            again.step()
+            assert made[2].param_groups[0]["lr"] == made[0].param_groups[0]["lr"]

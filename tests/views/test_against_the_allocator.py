@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 import redline
 
@@ -50,6 +51,25 @@ def test_peaks_are_the_allocators_where_no_kernel_takes_a_workspace(name: str) -
     view = redline.graph_view(model, x)
     assert allocated(model, lambda: _train(model, x))[0] == view.peak_training
     assert allocated(model, lambda: _infer(model, x))[0] == view.peak_inference
+
+
+class Checkpointed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(
+            nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64)) for _ in range(4)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for part in self.parts:
+            x = checkpoint(part, x, use_reentrant=False, preserve_rng_state=False)
+        return x
+
+
+def test_the_peak_of_a_checkpointed_chain_is_the_allocators() -> None:
+    model, x = Checkpointed(), torch.randn(500, 64)
+    view = redline.graph_view(model, x)
+    assert allocated(model, lambda: _train(model, x))[0] == view.peak_training
 
 
 @pytest.mark.parametrize("name", ["lenet", "resnet50"])

@@ -94,7 +94,7 @@ FAILURES = (
     ),
     Failure(
         "rnn-length",
-        r"(?:LSTM|GRU|RNN).*(?:dynamic|not supported)|lstm.*data.dependent",
+        r"(?:LSTM|GRU|RNN).*(?:dynamic|not supported)|does not support RNN|lstm.*data.dependent",
         "a recurrent layer was asked for a sequence length that changes",
         "fix the length: one engine for each length bucket, and pad up to it",
     ),
@@ -126,7 +126,8 @@ FAILURES = (
     ),
     Failure(
         "side-effect",
-        r"mutat(?:ed|ion)|assign(?:ed|ing) .*attribute|assigned during export|buffer.*assigned",
+        r"mutat(?:ed|ion)|assign(?:ed|ing) .*attribute|assigned during export|buffer.*assigned|"
+        r"copy__default.*missing nn_module_stack",  # a buffer that was replaced
         "forward changes the module's own attributes",
         "return the new value, or register_buffer and change it in place with copy_",
     ),
@@ -144,7 +145,7 @@ FAILURES = (
     ),
     Failure(
         "complex-numbers",
-        r"complex(?:64|128|\s+tensor|\s+number|.*not supported)",
+        r"complex(?:64|128|\s+tensor|\s+number|\s+dtypes|.*not supported)",
         "the model computes with complex numbers, which most compilers lack",
         "write the real and imaginary parts as two real tensors",
     ),

@@ -68,11 +68,15 @@ def train(
     from redline.train.command import run_training
 
     with options.talk_on_stderr():
-        result = run_training(
-            options.model(model) if ":" in model else model, data, set_ or (), out=out,
-            weights=weights, size=size, block=block, resume=resume, tensorboard=tensorboard,
-            trials=trials, space=space or (),
-        )  # fmt: skip
+        try:
+            result = run_training(
+                options.model(model) if ":" in model else model, data, set_ or (), out=out,
+                weights=weights, size=size, block=block, resume=resume, tensorboard=tensorboard,
+                trials=trials, space=space or (),
+            )  # fmt: skip
+        except KeyboardInterrupt as stop:
+            options.note(str(stop) or "interrupted")
+            raise typer.Exit(130) from None
         if engine and not result.interrupted:
             import redline
 

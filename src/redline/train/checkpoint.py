@@ -75,6 +75,8 @@ def random_state() -> torch.Tensor:
     found = [torch.get_rng_state(), *(torch.from_numpy(p.view(np.uint8)) for p in parts)]
     if torch.cuda.is_available():
         found.append(torch.cuda.get_rng_state())
+    elif torch.backends.mps.is_available():
+        found.append(torch.mps.get_rng_state())
     return torch.cat(found)
 
 
@@ -91,8 +93,11 @@ def set_random_state(state: torch.Tensor) -> None:
     np.random.set_state(
         ("MT19937", keys.numpy().view(np.uint32), int(where[0]), int(where[1]), value)
     )
-    if torch.cuda.is_available() and len(state) > sum(sizes):
-        torch.cuda.set_rng_state(state[sum(sizes) :].clone())
+    rest = state[sum(sizes) :].clone()
+    if len(rest) and torch.cuda.is_available():
+        torch.cuda.set_rng_state(rest)
+    elif len(rest) and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(rest)
 
 
 def write(

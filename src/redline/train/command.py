@@ -59,6 +59,7 @@ def run_training(
 
     Raises:
         InputError: as fit(), load_data(), load_weights() and search_recipe().
+        KeyboardInterrupt: Ctrl-C ended the search; one in the training returns.
     """
     recipe = Recipe().changed(**parse_choices(choices))
     if isinstance(model, Path):
@@ -68,8 +69,14 @@ def run_training(
         if not isinstance(model, str):
             raise InputError("trials need a network by name: each one starts anew")
         folder = out or Path("runs") / f"{loaded.name}-trials"
-        recipe = search_recipe(model, loaded, recipe, trials=trials, space=space, out=folder).recipe
-        out = folder / "final"
+        found = search_recipe(model, loaded, recipe, trials=trials, space=space, out=folder)
+        if found.interrupted:
+            raise KeyboardInterrupt(
+                f"interrupted; best so far {found.value:.4f}; the same command goes on in {folder}"
+            )
+        recipe = found.recipe
+        past = len(list(folder.glob("final*")))
+        out = folder / (f"final-{past + 1}" if past and not resume else "final")
     if weights is not None:
         import torch
 

@@ -33,6 +33,7 @@ class Data:
         shape: of one input, without the batch.
         mean, std: of the training inputs, one for each channel or column; () where unknown.
         names: of the classes, or the characters of a text.
+        remarks: what is odd about it, such as a class that is not tested.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Data:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     names: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class Arrays(Dataset[Any]):

@@ -99,7 +99,7 @@ def fit(
             with loop.stop.listen():
                 stopped = run.epochs()
             result = run.result(stopped, time.monotonic() - start)
-            end = {"kind": "end", "step": result.steps, "stopped": stopped}
+            end = {"kind": "end", "step": result.steps, "stopped": stopped, "notes": given.remarks}
             loop.say(end | {"metrics": dict(result.metrics)})
         finally:
             for each in begun:
@@ -335,8 +335,9 @@ class _Run:
         if len(held["random"]) != loop.accelerator.num_processes:
             raise InputError(f"the run had {len(held['random'])} processes", hint="use as many")
         self.weights.put(weights, held["optimizer"])
-        loop.schedule.load_state_dict({"lr_lambdas": [None], **held["schedule"]} if isinstance(
-            loop.schedule, torch.optim.lr_scheduler.LambdaLR) else held["schedule"])  # fmt: skip
+        lambdas = {"lr_lambdas": [None] * len(loop.optimizer.param_groups)}  # a user's LambdaLR
+        own = isinstance(loop.schedule, torch.optim.lr_scheduler.LambdaLR)
+        loop.schedule.load_state_dict(held["schedule"] | (lambdas if own else {}))
         if held["scaler"] and loop.accelerator.scaler:
             loop.accelerator.scaler.load_state_dict(held["scaler"])
         for name, value in held["place"].items():
@@ -361,6 +362,7 @@ class _Run:
         return Result(
             model, example, found, tuple(place.history), place.best_epoch, stopped, place.step,
             seconds, self.folder, loop.recipe, self._score if self.tests else None,
+            self.data.remarks,
         )  # fmt: skip
 
     def _score(self, model: Callable[..., Any]) -> float:

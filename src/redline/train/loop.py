@@ -15,7 +15,7 @@ import torch
 
 from redline.errors import RunError
 from redline.train.data import Batches
-from redline.train.metrics import Metric
+from redline.train.metrics import Metric, wide
 from redline.train.recipe import Recipe
 
 _LOG_EVERY = 5.0  # seconds between two looks at the loss: each one waits for the device
@@ -68,7 +68,7 @@ def train_epoch(loop: Loop) -> str:
     last, looked, seen = len(loop.batches), time.monotonic(), place.samples
     plain = loop.accelerator.scaler is None
     mixed = loop.accelerator.autocast if recipe.precision != "fp32" else contextlib.nullcontext
-    place.loss_sum = place.loss_sum.to(loop.accelerator.device)
+    place.loss_sum = wide_sum(place.loss_sum, loop.accelerator.device)
     for raw in loop.batches.epoch(place.epoch, place.batch):
         batch = loop.prepare(raw, place.epoch, place.batch)
         place.batch += 1
@@ -112,6 +112,13 @@ def train_epoch(loop: Loop) -> str:
         raise RunError("the training data gave no batch", hint="check the dataset's length")
     _guard(float(place.loss_sum), loop, batch)
     return ""
+
+
+def wide_sum(total: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A sum that grows on the device, for moving every loss would wait for it; in the widest floats
+    there are: Apple's GPUs have no float64.
+    """
+    return total.to(device, torch.float32 if device.type == "mps" else torch.float64)
 
 
 def _ends(loop: Loop, now: float) -> str:
@@ -177,7 +184,8 @@ def evaluate(
             batch = prepare(raw, None, 0)
             loss, output, target = forward(model, batch)
             size = count(batch)
-            counts = {"loss": torch.stack([loss.double() * size, loss.new_tensor(size).double()])}
+            lost = wide(loss)
+            counts = {"loss": torch.stack([lost * size, lost.new_tensor(size)])}
             if output is not None:
                 counts |= {each.name: each.count(output, target) for each in metrics}
             for name, value in counts.items():

@@ -27,8 +27,14 @@ class Metric:
     higher: bool = True
 
 
+def wide(value: torch.Tensor) -> torch.Tensor:
+    """In float64, which Apple's GPUs do not have: from there it goes to the cpu."""
+    return (value.cpu() if value.device.type == "mps" else value).double()
+
+
 def _pair(total: torch.Tensor, number: int) -> torch.Tensor:
-    return torch.stack([total.double(), total.new_tensor(number).double()])
+    total = wide(total)
+    return torch.stack([total, total.new_tensor(number)])
 
 
 def _right(output: torch.Tensor, target: torch.Tensor, k: int) -> torch.Tensor:
@@ -43,7 +49,7 @@ def _binary(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def _squares(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    error, target = (output - target).double(), target.double()
+    error, target = wide(output - target), wide(target)
     sums = [error.square().sum(), target.sum(), target.square().sum()]
     return torch.stack([*sums, target.new_tensor(target.numel())])
 

@@ -28,14 +28,13 @@ def begin(recipe: Recipe) -> tuple[Any, Recipe]:
         raise MissingError(
             f"{error.name} is not installed", hint='pip install "redline[train]"'
         ) from None
-    device = recipe.device
-    if device == "auto":
-        found = torch.cuda.is_available(), torch.backends.mps.is_available()
-        device = "cuda" if found[0] else "mps" if found[1] else "cpu"
-    kind = device.split(":")[0]
-    if kind == "cuda" and not torch.cuda.is_available():
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    kind = recipe.device
+    if kind == "auto":
+        kind = next((name for name, here in there.items() if here), "cpu")
+    if not there.get(kind, True):
         raise InputError(
-            "device 'cuda': torch sees no GPU", hint="device='auto', or redline doctor"
+            f"device {kind!r}: torch sees no such GPU", hint="device='auto', or redline doctor"
         )
     if recipe.precision == "fp16" and kind == "cpu":
         raise InputError("fp16 does not train on a cpu", hint="precision='bf16' or 'fp32'")

@@ -117,8 +117,7 @@ class Recipe:
         for name in ("warmup", "label_smoothing", "split"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)!r}, expected 0 <= {name} < 1")
-        if self.device.split(":")[0] not in DEVICES:
-            raise UnknownNameError("device", self.device, DEVICES)
+        _known_device(self.device)
         if self.precision not in PRECISIONS:
             raise UnknownNameError("precision", self.precision, PRECISIONS)
 
@@ -143,6 +142,16 @@ class Recipe:
 def _at_least(name: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or value < least:
         raise InputError(f"{name} is {value!r}, expected a whole number of at least {least}")
+
+
+def _known_device(device: str) -> None:
+    if device.startswith("cuda:"):
+        raise InputError(
+            f"device is {device!r}: each process takes the first GPU that it sees",
+            hint=f"device='cuda', and CUDA_VISIBLE_DEVICES={device[5:]}",
+        )
+    if device not in DEVICES:
+        raise UnknownNameError("device", device, DEVICES)
 
 
 def _plain(value: Any) -> Any:

@@ -27,6 +27,7 @@ class Result:
         steps: optimizer steps, earlier runs that were resumed counted.
         seconds: of this run.
         out: the folder with log.jsonl and checkpoints/.
+        notes: what is odd about the data, such as a class that is not tested.
         score: score(callable) -> the monitor of any callable on the test set, higher is better;
             the `evaluate` of redline.optimize(). None without a test set.
     """
@@ -42,6 +43,7 @@ class Result:
     out: Path
     recipe: Recipe
     score: Callable[[Callable[..., Any]], float] | None = field(default=None, repr=False)
+    notes: Sequence[str] = ()
 
     @property
     def interrupted(self) -> bool:
@@ -50,7 +52,7 @@ class Result:
 
     def json(self) -> str:
         """The numbers as one JSON object."""
-        names = ("metrics", "history", "best_epoch", "stopped", "steps", "seconds")
+        names = ("metrics", "history", "best_epoch", "stopped", "steps", "seconds", "notes")
         held = {name: getattr(self, name) for name in names}
         return json.dumps({**held, "out": str(self.out)})
 
@@ -58,4 +60,4 @@ class Result:
         """For a person: one line of metrics, one of how it ended."""
         told = "  ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
         rest = f"{self.steps} steps in {self.seconds:.1f} s, ended by {self.stopped}: {self.out}"
-        return f"{told}\n{rest}"
+        return "\n".join([told, rest, *(f"note: {note}" for note in self.notes)])

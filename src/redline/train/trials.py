@@ -25,11 +25,14 @@ _PRUNERS: dict[str, Callable[[Any], Any]] = {
 
 @dataclass(frozen=True)
 class Found:
-    """The best recipe, its value, and one row a trial: number, state, value, choices."""
+    """The best recipe, its value, one row a trial (number, state, value, choices), and whether
+    Ctrl-C ended the search.
+    """
 
     recipe: Recipe
     value: float
     rows: Sequence[Mapping[str, Any]]
+    interrupted: bool = False
 
 
 class _Reporter:
@@ -147,18 +150,32 @@ def search_recipe(
         except RunError as error:  # diverged: a row of the table, never the end of the search
             trial.set_user_attr("reason", str(error))
             raise optuna.TrialPruned from None
-        if done.interrupted:
+        if done.interrupted:  # not a result: a later call makes up for it
+            trial.set_user_attr("interrupted", True)
             study.stop()
             raise optuna.TrialPruned
         return done.metrics[monitor]
 
-    ended = sum(trial.state.is_finished() for trial in study.trials)
-    study.optimize(objective, n_trials=max(0, trials - ended))
+    before = study.get_trials(deepcopy=False)
+    missing = trials - sum(not _cut(trial) for trial in before)
+    if missing > 0:
+        study.optimize(objective, n_trials=missing)
+    return _found(study, recipe, any(map(_cut, study.trials[len(before) :])), out)
+
+
+def _cut(trial: Any) -> bool:
+    """By Ctrl-C, or with its process."""
+    return "interrupted" in trial.user_attrs or not trial.state.is_finished()
+
+
+def _found(study: Any, recipe: Recipe, stopped: bool, out: Path) -> Found:
     rows = [
         {"number": t.number, "state": t.state.name.lower(), "value": t.value, **t.params}
         for t in study.trials
     ]
     if not any(row["state"] == "complete" for row in rows):
-        raise RunError("no trial came to its end", where=str(out), hint="lower lr in the space")
+        hint = "go on with the same folder" if stopped else "lower lr in the space"
+        raise RunError("no trial came to its end", where=str(out), hint=hint)
     best = study.best_trial
-    return Found(recipe.changed(**best.params), best.value or math.nan, rows)
+    value = math.nan if best.value is None else best.value
+    return Found(recipe.changed(**best.params), value, rows, stopped)
