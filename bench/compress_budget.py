@@ -1,6 +1,6 @@
 """Claim: the accuracy budget holds on data that optimize() never saw; more of it is never slower.
 
-    python bench/compress_budget.py [--digits]
+    python bench/compress_budget.py [--digits] [--budget 90s]
 
 A CNN is trained on MNIST (../shared/data/mnist-10k) or, with --digits, on scikit-learn's digits;
 its test data are halved. optimize() sees one half through `evaluate`; the drop is then measured on
@@ -82,7 +82,9 @@ def correct(call, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--digits", action="store_true")
-    images, labels = digits() if parser.parse_args().digits else mnist()
+    parser.add_argument("--budget", default="90s", help="of each optimize()")
+    args = parser.parse_args()
+    images, labels = digits() if args.digits else mnist()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     images, labels = images[order], labels[order]
     half = (len(labels) // 4) // BATCH * BATCH
@@ -103,7 +105,7 @@ def main() -> None:
             calibration=loader,
             evaluate=lambda call: float(correct(call, *seen).float().mean()),
             goal=redline.Goal(max_drop=drop),
-            budget="90s",
+            budget=args.budget,
             progress=False,
         )
         after = correct(engine, *unseen)

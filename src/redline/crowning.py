@@ -43,7 +43,9 @@ def crown(
     `judge` says what a candidate of lower precision may lose.
     """
     field = list(outcomes)
-    wanted = score(evaluate, bench.model.module) if evaluate and bench.model.module else None
+    wanted = judge.wanted if judge else None
+    if wanted is None and evaluate and bench.model.module:
+        wanted = score(evaluate, bench.model.module)
     while best := choose([outcome.entry for outcome in field], goal):
         place = next(i for i, outcome in enumerate(field) if outcome.entry is best)
         try:
@@ -51,8 +53,9 @@ def crown(
             session = _open_here(bench, field[place], package)
             _confirm(bench, session, best.record)
             if best.record.precision != "fp32" and judge is not None:
-                _hold(best.record, session, judge)
-            record = _judge(best.record, session, evaluate, wanted, goal)
+                record = _hold(best.record, session, judge)
+            else:
+                record = _judge(best.record, session, evaluate, wanted, goal)
             record = _with_groups(record, session, bench)
         except RedlineError as error:
             failed = replace(
@@ -163,7 +166,7 @@ def _judge(
     return replace(record, accuracy=found)
 
 
-def _hold(record: Record, session: Session, judge: Judge) -> None:
+def _hold(record: Record, session: Session, judge: Judge) -> Record:
     """A lower precision may lose no more than was allowed, on this backend as well."""
     drop = judge.drop(session)
     if not judge.allows(drop):
@@ -171,6 +174,7 @@ def _hold(record: Record, session: Session, judge: Judge) -> None:
             f"{record.precision} loses {drop:.4g} here, and {judge.max_drop:g} may be lost "
             f"({judge.how})"
         )
+    return record if judge.wanted is None else replace(record, accuracy=judge.wanted - drop)
 
 
 def _with_groups(record: Record, session: Session, bench: Bench) -> Record:

@@ -22,11 +22,12 @@ from redline.capture.cases import Case
 from redline.capture.reference import Reference
 from redline.engine.manifest import Part
 from redline.graph.model import Model
+from redline.lowering import Variant
 from redline.measure import accuracy
 from redline.measure.child import Child
 from redline.measure.record import Outcome, Record
 from redline.search.cache import Cache, make_key
-from redline.variants import Variant, Variants
+from redline.variants import Variants
 
 _HOLD = 0.5  # of the free memory: what candidates may hold together while they wait for the race
 _PATIENCE = 20.0  # a run may take this many times eager's time, and at least so many seconds

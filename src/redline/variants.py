@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import onnx_ir
-
+from redline import machine
 from redline.compress.calibrate import collect
-from redline.compress.methods import CALIBRATED, METHODS, compress
-from redline.compress.mixed import keeping, plan, sensitivities
-from redline.compress.scheme import Calibration, Compressed, Scheme
-from redline.errors import InputError, RedlineError, RefusedError, UnknownNameError
+from redline.compress.methods import METHODS
+from redline.compress.scheme import Calibration
+from redline.errors import InputError, RedlineError, UnknownNameError
 from redline.graph.model import Model
-from redline.graph.serialize import graph_hash, to_bytes
-from redline.measure.record import Kept, Record, Tried
+from redline.lowering import OutOfTimeError, Variant, Workshop, lower
+from redline.measure import work
+from redline.measure.record import Record, Tried
+from redline.measure.statistics import ratio
 from redline.quality import Evaluate, Judge, judge, opened
 from redline.search.goal import Goal
+from redline.search.race import Lane, race
 
 _SHARE = 0.4  # of what is left of the budget: after it no further graph is made
 _GPU = ("fp8", "fp4")
-_PACE = 0.15  # seconds for the calls that compare a graph's time with fp32's
+_COPIES = 4  # times the bytes of all graphs: what their sessions may take together
+_RIVALS = 2  # graphs of one precision that go on to the race of all backends
 PRECISIONS = ("fp32", *METHODS, *_GPU)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A graph of lower precision that may compete: its name, its file, its hash."""
-
-    name: str
-    path: Path
-    graph_hash: str
 
 
 @dataclass(frozen=True)
@@ -46,10 +42,6 @@ class Variants:
     refused: tuple[Record, ...] = ()
     judge: Judge | None = None
     cancelled: bool = False  # by Ctrl-C
-
-
-class OutOfTimeError(RefusedError):
-    """The share of the budget for making graphs is spent."""
 
 
 def check(precisions: Sequence[str]) -> tuple[str, ...]:
@@ -84,8 +76,9 @@ def make_variants(
 ) -> Variants:  # fmt: skip
     """Compress the graph to every precision asked for, and hold each to the accuracy.
 
-    A variant that loses too much gets layers back in float, the most sensitive ones first, until it
-    does not; where half of the layers are not enough, the precision is refused with what it lost.
+    A variant that loses too much gets other ranges, then layers back in float until it does not;
+    where nothing short of all is enough, the precision is refused with what it lost. Of several
+    graphs of one precision that hold, those that ran fastest side by side are ready.
 
     A graph on which `evaluate` fails is refused with what it raised. Ctrl-C ends the making; what
     is ready by then is returned.
@@ -118,7 +111,11 @@ def make_variants(
         except KeyboardInterrupt:
             refused = _refused(name, "stopped by Ctrl-C before it was ready")
             return replace(found, refused=(*found.refused, refused), cancelled=True)
-    return found
+    try:
+        say("timing the graphs of lower precision beside fp32's")
+        return _paced(found, model, folder)
+    except KeyboardInterrupt:
+        return replace(found, cancelled=True)
 
 
 def scored(records: Sequence[Record], found: Variants) -> list[Record]:
@@ -157,84 +154,63 @@ def _one(
     found: Variants, model: Model, folder: Path, name: str, held: Calibration | None,
     say: Callable[[str], None],
 ) -> Variants:  # fmt: skip
-    """One precision: as it is, then with more and more layers in float."""
+    """One precision: as it is, then with other ranges, then with layers in float."""
     if name in _GPU:
         reason = f"{name} needs a GPU with hardware for it, and this machine has none"
         return replace(found, refused=(*found.refused, _refused(name, reason)))
-    assert model.graph is not None
-    say(f"compressing to {name}")
-    made = compress(model.graph, Scheme(name), held)
-    variant, tried = _tried(found, model, folder, name, made)
     jury = found.judge
     assert jury is not None
-    rows, ready = [tried], [variant] if jury.allows(tried.drop) else []
-    stopped = ""
-    if not ready and held is not None and name in CALIBRATED:
-        try:
-            made = sensitivities(model.graph, made, held, say)
-            rows[0] = _with_layers(tried, made)
-            for names in plan(made):
-                say(f"{name} with {len(names)} layers in float")
-                mixed = keeping(model.graph, made, names)
-                variant, tried = _tried(found, model, folder, f"{name}-keep{len(names)}", mixed)
-                rows.append(tried)
-                if jury.allows(tried.drop):
-                    ready.append(variant)
-                    break
-        except OutOfTimeError:
-            stopped = "; no time was left to try more layers in float, give a larger budget"
+    rows, stopped = lower(Workshop(model, folder, held, jury, say), name)
+    ready = [row.variant for row in rows if row.holds]
     refused = found.refused
     if not ready:
-        least = min(row.drop for row in rows)
+        least = min(row.tried.drop for row in rows)
         reason = f"it loses {least:.4g}, and {jury.max_drop:g} may be lost ({jury.how}){stopped}"
         refused = (*refused, _refused(name, reason, "fp32 stays; try quantisation-aware training"))
-    return replace(
-        found, ready=(*found.ready, *ready), tried=(*found.tried, *rows), refused=refused
-    )
+    tried = (*found.tried, *(row.tried for row in rows))
+    return replace(found, ready=(*found.ready, *ready), tried=tried, refused=refused)
 
 
-def _tried(
-    found: Variants, model: Model, folder: Path, name: str, made: Compressed
-) -> tuple[Variant, Tried]:
-    """Write the graph, and see what it loses in ONNX Runtime."""
-    path = folder / f"graph-{name}.onnx"
-    path.write_bytes(to_bytes(made.graph))
-    assert found.judge is not None
-    session = opened(path, model.signature)
-    try:
-        drop = found.judge.drop(session)
-    finally:
-        session.close()
-    pace, plain = _paces(path, folder / "graph.onnx", model)
-    about = (path.stat().st_size, drop, found.judge.max_drop, found.judge.how)
-    tried = _with_layers(Tried(name, *about, seconds=pace, fp32_seconds=plain), made)
-    return Variant(name, path, graph_hash(onnx_ir.load(path))), tried
+def _paced(found: Variants, model: Model, folder: Path) -> Variants:
+    """Every graph timed beside fp32's, in one race in ONNX Runtime; of those of one precision that
+    hold, only such as may be the fastest stay.
 
-
-def _paces(graph: Path, plain: Path, model: Model) -> tuple[float, float]:
-    """Median seconds of a call of both graphs, on one thread each: a pool that still spins for one
-    would take the core of the other.
+    One thread each: a pool that still spins for one session would take the core of the next.
     """
-    sessions = [opened(path, model.signature, threads=1) for path in (graph, plain)]
-    samples: tuple[list[float], list[float]] = ([], [])
-    try:
-        for session in sessions:
-            session.run(list(model.example))
-        end = time.perf_counter() + _PACE
-        while len(samples[0]) < 3 or (time.perf_counter() < end and len(samples[0]) < 300):
-            for session, times in zip(sessions, samples, strict=True):
-                start = time.perf_counter()
-                session.run(list(model.example))
-                times.append(time.perf_counter() - start)
-    finally:
-        for session in sessions:
-            session.close()
-    return median(samples[0]), median(samples[1])
+    size = sum(tried.size for tried in found.tried) + (folder / "graph.onnx").stat().st_size
+    if not found.tried or size * _COPIES > machine.memory_available():
+        return found
+    names = ["fp32", *(tried.name for tried in found.tried)]
+    paths = [folder / "graph.onnx", *(folder / f"graph-{name}.onnx" for name in names[1:])]
+    with ExitStack() as stack:
+        lanes = []
+        for name, path in zip(names, paths, strict=True):
+            session = stack.enter_context(closing(opened(path, model.signature, threads=1)))
+            state: dict[str, Any] = {"runner": session}
+            work.prepare(state, inputs=list(model.example))
+            lanes.append(Lane(name, partial(_turn, state)))
+        race(lanes, time.monotonic(), keep=names)  # two seconds, and five rounds at most
+    pace = {lane.id: lane.rounds for lane in lanes if lane.rounds}
+    if "fp32" not in pace:
+        return found
+    tried = tuple(
+        replace(one, seconds=median(pace[one.name]), fp32_seconds=median(pace["fp32"]))
+        if one.name in pace else one
+        for one in found.tried
+    )  # fmt: skip
+    return replace(found, tried=tried, ready=tuple(_fastest(found.ready, pace)))
 
 
-def _with_layers(tried: Tried, made: Compressed) -> Tried:
-    layers = tuple(
-        Kept(one.node, one.operator, one.precision, one.reason, one.sensitivity)
-        for one in made.layers
-    )
-    return replace(tried, layers=layers)
+def _turn(state: dict[str, Any], seconds: float) -> list[float]:
+    return work.time_block(state, seconds=seconds)
+
+
+def _fastest(ready: Sequence[Variant], pace: Mapping[str, Sequence[float]]) -> Iterator[Variant]:
+    """Of each precision the fastest graph, and those that tie with it, _RIVALS at most."""
+    for name in dict.fromkeys(one.method for one in ready):
+        rivals = [one for one in ready if one.method == name]
+        rivals.sort(key=lambda one: median(pace.get(one.name, [math.inf])))
+        best = pace.get(rivals[0].name)
+        tied = [one for one in rivals[1:] if best and one.name in pace
+                and ratio(pace[one.name], best)[1] <= 1]  # fmt: skip
+        yield from [rivals[0], *tied][:_RIVALS]

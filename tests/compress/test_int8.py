@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from redline.capture.capture import capture
+from redline.capture.cases import Case
+from redline.capture.reference import make_reference
 from redline.compress.calibrate import collect
 from redline.compress.float_nodes import plain_proto
+from redline.compress.int8 import RANGES
 from redline.compress.methods import compress
-from redline.compress.mixed import keeping, plan, sensitivities
+from redline.compress.mixed import (
+    by_error,
+    by_error_per_work,
+    keeping,
+    sensitivities,
+    smallest,
+)
 from redline.compress.scheme import Scheme
 from redline.errors import InputError, RefusedError, UnknownNameError
 from redline.graph.serialize import graph_hash, to_bytes
@@ -84,14 +95,15 @@ def test_sensitivity_finds_the_planted_channel(digits):
     model = capture(digits.planted, digits.x[:1])
     calibration = collect([digits.x[:100]], model.signature)
     made = compress(model.graph, Scheme("int8"), calibration)
-    told = sensitivities(model.graph, made, calibration)
-    order = sorted(told.layers, key=lambda layer: -(layer.sensitivity or 0))
-    assert order[0].sensitivity > 0.3
+    batches = calibration.batches[:20]
+    reference = make_reference(model, [Case("calibration", batch) for batch in batches])
+    told = sensitivities(model.graph, made, batches, reference.expected)
+    order = by_error(told)
+    known = {layer.node: layer.sensitivity for layer in told.layers}
+    assert known[order[0]] > 0.3
     healthy = [layer.sensitivity for layer in told.layers if layer.operator == "Gemm"]
     assert healthy[0] < 0.05
-    sets = list(plan(told))
-    assert all(one < other for one, other in pairwise(sets))
-    assert order[0].node in sets[0]
+    sets = [frozenset(order[:count]) for count in (1, 2, 4)]
     errors = []
     for names in (frozenset(), *sets):
         graph = keeping(model.graph, made, names).graph
@@ -99,6 +111,44 @@ def test_sensitivity_finds_the_planted_channel(digits):
         errors.append(np.linalg.norm(got - want) / np.linalg.norm(want))
     assert errors[0] > 0.3
     assert errors[-1] < 0.2 * errors[0]
+
+
+def test_a_sensitivity_is_the_error_against_float64_with_that_layer_alone(model, made, calibration):
+    batches = calibration.batches[:5]
+    reference = make_reference(model, [Case("calibration", batch) for batch in batches])
+    assert reference.expected[0][0].dtype == np.float64
+    told = sensitivities(model.graph, made, batches, reference.expected)
+    first = told.layers[0]
+    alone = keeping(model.graph, made, frozenset(one.node for one in made.layers[1:])).graph
+    got = outputs(alone, torch.from_numpy(np.concatenate([batch[0] for batch in batches])))
+    want = np.concatenate([ys[0] for ys in reference.expected])
+    error = np.linalg.norm(got - want) / np.linalg.norm(want)
+    assert first.sensitivity == pytest.approx(error, rel=1e-6)
+    assert 1e-4 < first.sensitivity < 0.1
+
+
+def test_layers_that_cost_little_work_go_to_float_first(made):
+    first, second, *rest = [layer.node for layer in made.layers]
+    told = replace(made, layers=(
+        *(replace(layer, sensitivity=0.01) for layer in made.layers[2:]),
+        replace(made.layers[0], sensitivity=0.1), replace(made.layers[1], sensitivity=0.09),
+    ))  # fmt: skip
+    assert by_error(told)[:2] == [first, second]
+    flops = {first: 1000.0, second: 10.0} | dict.fromkeys(rest, 1000.0)
+    assert by_error_per_work(told, flops)[:2] == [second, first]
+
+
+@given(most=st.integers(0, 60), least=st.integers(1, 70))
+def test_the_least_count_that_holds_is_found_in_few_questions(most, least):
+    asked = []
+
+    def holds(count: int) -> bool:
+        asked.append(count)
+        return count >= least
+
+    assert smallest(most, holds) == (least if least <= most else None)
+    assert len(asked) == len(set(asked)) <= 13
+    assert all(1 <= count <= most for count in asked)
 
 
 def test_narrow_weights_fit_seven_bits(model, calibration):
@@ -109,19 +159,19 @@ def test_narrow_weights_fit_seven_bits(model, calibration):
     assert max(int(np.abs(w.astype(int)).max()) for w in weights) <= 64
 
 
-def test_percentiles_cut_an_outlier_off(digits, model):
+def test_percentiles_and_means_cut_an_outlier_off(digits, model):
     spoilt = digits.x[:100].clone()
     spoilt[0, 0, 0, 0] = 500.0  # one broken sample
     calibration = collect([spoilt], model.signature)
     errors = {}
-    for ranges in ("minmax", "percentile"):
+    for ranges in RANGES:
         made = compress(model.graph, Scheme("int8", {"ranges": ranges}), calibration)
         got, want = (
             outputs(made.graph, digits.test_x[:50]),
             outputs(model.graph, digits.test_x[:50]),
         )
         errors[ranges] = np.linalg.norm(got - want) / np.linalg.norm(want)
-    assert errors["percentile"] < errors["minmax"]
+    assert max(errors["percentile"], errors["mean"]) < errors["minmax"]
 
 
 def test_what_cannot_be_quantised_is_said(model, made, calibration):
@@ -148,11 +198,20 @@ def test_what_cannot_be_quantised_is_said(model, made, calibration):
         ([torch.full((1, 1, 8, 8), float("nan"))], "not finite"),
         ([{"picture": torch.zeros(1, 1, 8, 8)}], "has no input 'input'"),
         ([()], "0 entries for 1 inputs"),
+        ([torch.zeros(0, 1, 8, 8)], "gave no batch"),
+        (iter([]), "gave no batch"),
+        ((torch.zeros(8)[9] for _ in range(2)), "loader raised IndexError"),
     ],
 )
 def test_calibration_that_does_not_fit_is_said_by_name(model, loader, message):
     with pytest.raises(InputError, match=message):
         collect(loader, model.signature)
+
+
+def test_batches_smaller_than_a_call_are_said(digits):
+    model = capture(digits.net, digits.x[:8])
+    with pytest.raises(InputError, match="as many samples as a call takes: at most 3, expected 8"):
+        collect([digits.x[:3], digits.x[:2]], model.signature)
 
 
 def test_calibration_takes_what_loaders_give(model, digits):

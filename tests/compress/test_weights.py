@@ -80,6 +80,14 @@ def test_layers_that_are_kept_stay_float(model, method):
     assert len(to_bytes(made.graph)) > len(to_bytes(compress(model.graph, Scheme(method)).graph))
 
 
+@pytest.mark.parametrize("method", ["fp16", "bf16", "int8-weights", "int8-dynamic", "int4-weights"])
+@pytest.mark.parametrize("before", ["int8-weights", "int8-dynamic", "int4-weights"])
+def test_a_graph_is_not_quantised_twice(model, before, method):
+    made = compress(model.graph, Scheme(before))
+    with pytest.raises(RefusedError, match="quantised already: it holds"):
+        compress(made.graph, Scheme(method))
+
+
 def test_what_cannot_be_stored_is_said():
     small = capture(nn.Linear(4, 4).eval(), torch.zeros(1, 4))
     for method in ("fp16", "int8-weights"):

@@ -37,13 +37,18 @@ def load_data(target: str) -> Any:
     axis counts samples; or what "pkg.module:loader" names, called where it is a function.
 
     Raises:
-        InputError: no such file, module or attribute.
+        InputError: no such file, module or attribute; or the function raised.
     """
     if target.endswith((".npy", ".npz")):
         pairs = _read(Path(target))
         return [dict(pairs) if pairs[0][0] else pairs[0][1]]
     found = load_object(target)
-    return found() if callable(found) else found
+    if not callable(found):
+        return found
+    try:
+        return found()
+    except Exception as error:  # the caller's code
+        raise InputError(f"{target} raised {type(error).__name__}: {error}") from error
 
 
 def load_object(target: str) -> Any:

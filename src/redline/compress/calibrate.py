@@ -36,19 +36,43 @@ def collect(loader: Any, signature: Signature, samples: int = SAMPLES) -> Calibr
             hint="give a DataLoader, or a list of batches",
         )
     found: list[tuple[np.ndarray, ...]] = []
-    count = 0
-    for number, batch in enumerate(loader):
+    count = longest = 0
+    for number, batch in _numbered(loader):
         arrays = _fitting(batch, signature, f"calibration batch {number}")
         for piece in _cut(arrays, signature):
             found.append(piece)
             count += piece[0].shape[0] if piece[0].ndim else 1
             if count >= samples:
                 break
+        longest = max([longest, *(len(array) for array in arrays if array.ndim)])
         if count >= samples:
             break
+    if not found and longest:
+        raise InputError(
+            f"no calibration batch holds as many samples as a call takes: at most {longest}, "
+            f"expected {signature.inputs[0].shape[0]}",
+            hint="give larger batches, or a model with a dynamic batch",
+        )
     if not found:
         raise InputError("the calibration loader gave no batch", hint="check its length")
     return Calibration(tuple(found), f"{count} samples of a {type(loader).__name__}")
+
+
+def _numbered(loader: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    """The batches with their numbers; what the loader raises is told as its error."""
+    number, batches = 0, iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except Exception as error:  # the caller's code
+            raise InputError(
+                f"the calibration loader raised {type(error).__name__}: {error}",
+                where=f"calibration batch {number}",
+            ) from error
+        yield number, batch
+        number += 1
 
 
 def _fitting(batch: Any, signature: Signature, where: str) -> list[np.ndarray]:

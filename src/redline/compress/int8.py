@@ -19,20 +19,21 @@ from redline.compress.float_nodes import named, plain_proto, stay_in_float
 from redline.compress.scheme import Calibration, Compressed, Layer, Scheme
 from redline.errors import BuildError, InputError, MissingError, RefusedError
 
-RANGES = ("minmax", "percentile")
-_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger")
+RANGES = ("mean", "minmax", "percentile", "mse")
 _LAYERS = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 
 
 def int8(graph: ir.Model, scheme: Scheme, calibration: Calibration | None) -> Compressed:
     """Every layer that can be, in int8; nodes in scheme.keep stay in float.
 
-    Settings: ranges ("minmax" or "percentile"), "smooth" (SmoothQuant; by default where the graph
-    has LayerNormalization), "narrow" (7-bit weights; by default where the CPU adds pairs of
-    products in 16 bits, as AVX2 without VNNI does, which would saturate).
+    Settings: "ranges" of activations ("mean" of the samples' extremes; "minmax", the extremes of
+    all; "percentile", the mean of their ten-thousandths; "mse", what makes the squared error of
+    rounding least), "smooth" (SmoothQuant; by default where the graph has LayerNormalization),
+    "narrow" (7-bit weights; by default where the CPU adds pairs of products in 16 bits, as AVX2
+    without VNNI does, which would saturate).
 
     Raises:
-        RefusedError: no calibration, no layer with weights, quantised already.
+        RefusedError: no calibration, no layer with weights.
         MissingError: nncf is not installed.
         BuildError: nncf failed.
 
@@ -42,8 +43,6 @@ def int8(graph: ir.Model, scheme: Scheme, calibration: Calibration | None) -> Co
         []
     """
     kinds = {node.op_type for node in graph.graph}
-    if kinds & set(_QUANTIZED):
-        raise RefusedError("the graph is quantised already", hint="give the float model")
     if not kinds & set(_LAYERS):
         raise RefusedError(f"no operator can be quantised: {', '.join(sorted(kinds))}")
     if calibration is None:
@@ -86,7 +85,7 @@ def _quantized(
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet
     except ImportError:
         raise MissingError("nncf is not installed", hint='pip install "redline[int8]"') from None
-    ranges = str(scheme.setting.get("ranges", "minmax"))
+    ranges = str(scheme.setting.get("ranges", RANGES[0]))
     if ranges not in RANGES:
         raise InputError(f"ranges is {ranges!r}, expected one of {', '.join(RANGES)}")
     narrow = scheme.setting.get("narrow", not exact())
@@ -96,8 +95,12 @@ def _quantized(
         # ONNX Runtime's QLinearConv takes one zero point for all channels of its input.
         "activations_quantization_params": QuantizationParameters(per_channel=False),
     }
-    if ranges == "percentile":
-        given["activations_range_estimator_params"] = RangeEstimatorParametersSet.MEAN_QUANTILE
+    given["activations_range_estimator_params"] = {
+        "mean": RangeEstimatorParametersSet.MEAN_MINMAX,
+        "minmax": RangeEstimatorParametersSet.MINMAX,
+        "mse": RangeEstimatorParametersSet.HISTOGRAM,
+        "percentile": RangeEstimatorParametersSet.MEAN_QUANTILE,
+    }[ranges]
     inputs = [value.name for value in plain.graph.input]
     held = {tensor.name for tensor in plain.graph.initializer}
     names = [name for name in inputs if name not in held]

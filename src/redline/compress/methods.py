@@ -7,7 +7,7 @@ from importlib import import_module
 import onnx_ir as ir
 
 from redline.compress.scheme import Calibration, Compressed, Scheme
-from redline.errors import UnknownNameError
+from redline.errors import RefusedError, UnknownNameError
 
 METHODS = {
     "int8": "redline.compress.int8:int8",
@@ -18,6 +18,10 @@ METHODS = {
     "bf16": "redline.compress.weights:half",
 }
 CALIBRATED = ("int8",)  # what needs calibration data
+_QUANTIZED = (
+    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger",
+    "MatMulNBits", "QGemm", "QLinear",
+)  # fmt: skip
 
 
 def compress(graph: ir.Model, scheme: Scheme, calibration: Calibration | None = None) -> Compressed:
@@ -25,7 +29,7 @@ def compress(graph: ir.Model, scheme: Scheme, calibration: Calibration | None = 
 
     Raises:
         UnknownNameError: there is no such method.
-        RefusedError: it cannot be done, with the reason.
+        RefusedError: it cannot be done, with the reason; the graph is quantised already.
         MissingError: a library is not installed.
 
     Example:
@@ -34,6 +38,11 @@ def compress(graph: ir.Model, scheme: Scheme, calibration: Calibration | None = 
     """
     if scheme.method not in METHODS:
         raise UnknownNameError("method", scheme.method, METHODS)
+    done = next((n.op_type for n in graph.graph if n.op_type.startswith(_QUANTIZED)), "")
+    if done:
+        raise RefusedError(
+            f"the graph is quantised already: it holds {done}", hint="give the float model"
+        )
     module, name = METHODS[scheme.method].split(":")
     made: Compressed = getattr(import_module(module), name)(graph, scheme, calibration)
     return made

@@ -98,6 +98,19 @@ def cost(
     )
 
 
+def flops_by_node(graph: onnx_ir.Model, signature: Signature) -> dict[str, float]:
+    """Name of a node -> its flops at the opt sizes; nodes without a rule or a name are left out.
+
+    Example:
+        >>> flops_by_node(graph, signature)["conv_1"]
+        9437184.0
+    """
+    graph = clean(graph)
+    values = infer_shapes(graph, _input_sizes(graph, signature, "opt"))
+    pairs = ((node.name, _flops(node, values)) for node in _nodes(graph))
+    return {name: flops for name, flops in pairs if name and flops is not None}
+
+
 def _input_sizes(
     graph: onnx_ir.Model, signature: Signature, which: Literal["min", "opt", "max"]
 ) -> dict[str, Sizes]:

@@ -80,6 +80,8 @@ def open_session(part: Part, graph: bytes | str) -> onnxruntime.InferenceSession
     options.log_severity_level = _ERRORS_ONLY
     spin = "1" if part.setting.get("spin", True) else "0"
     options.add_session_config_entry("session.intra_op.allow_spinning", spin)
+    # Exact kernels for 8-bit weights where a pair of products is added in 16 bits and saturates.
+    options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:
