@@ -159,7 +159,9 @@ def _one(
 ) -> Variants:  # fmt: skip
     """One precision: as it is, then with more and more layers in float."""
     if name in _GPU:
-        reason = f"{name} needs a GPU with hardware for it, and this machine has none"
+        from redline.compress.gpu_floats import refusal
+
+        reason = refusal(name) or f"{name} is for modules: redline.compress.low_float() makes one"
         return replace(found, refused=(*found.refused, _refused(name, reason)))
     assert model.graph is not None
     say(f"compressing to {name}")
