@@ -1,6 +1,6 @@
 """Claim: training mends what four bits or half of the channels lose, and teaches a small network.
 
-    python bench/compress_train.py --images cifar10.zip --weights base.safetensors --out runs
+    python bench/compress_train.py --images cifar10.zip --mnist mnist-10k --out runs
 
 Without --weights the base network is trained first and saved there. --only runs a part: base, qat,
 channels, distill, speed; each writes its numbers below --out, so that a part can be run again
@@ -31,12 +31,12 @@ from redline.graph.serialize import to_bytes
 from redline.train import fit, load_data, load_weights, network, parts
 
 BATCH = 128
-EPOCHS = {"base": 3, "qat": 1, "channels": 6, "distill": 2}
+EPOCHS = {"base": 3, "qat": 1, "channels": 6, "distill": 15}
 PARTS = (*EPOCHS, "speed")
 
 
-class Flipped:
-    """Batches in an order of each epoch's own, images mirrored at random."""
+class Shuffled:
+    """Batches in an order of each epoch's own."""
 
     def __init__(self, x: torch.Tensor, y: torch.Tensor, seed: int) -> None:
         self.x, self.y = x, y
@@ -47,9 +47,18 @@ class Flipped:
 
     def __iter__(self) -> Any:
         for rows in torch.randperm(len(self.x), generator=self.random).split(BATCH):
-            x = self.x[rows]
-            mirrored = torch.rand(len(x), generator=self.random) < 0.5
-            yield torch.where(mirrored[:, None, None, None], x.flip(3), x), self.y[rows]
+            yield self.seen(self.x[rows]), self.y[rows]
+
+    def seen(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class Flipped(Shuffled):
+    """Images are mirrored at random."""
+
+    def seen(self, x: torch.Tensor) -> torch.Tensor:
+        mirrored = torch.rand(len(x), generator=self.random) < 0.5
+        return torch.where(mirrored[:, None, None, None], x.flip(3), x)
 
 
 class Bench:
@@ -104,11 +113,11 @@ def base(bench: Bench, epochs: int) -> None:
     bench.write("base", epochs=epochs, accuracy=bench.accuracy(done.model))
 
 
-def control(bench: Bench, epochs: int) -> None:
+def control(bench: Bench, name: str, how: Training) -> None:
     """The base trained on without any change: what training alone gives."""
     same = copy.deepcopy(bench.net)
-    finetune(same, bench.loader(), supervised(functional.cross_entropy), Training(epochs))
-    bench.write("control", epochs=epochs, accuracy=bench.accuracy(same))
+    finetune(same, bench.loader(), supervised(functional.cross_entropy), how)
+    bench.write(name, epochs=how.epochs, accuracy=bench.accuracy(same))
 
 
 def bits(bench: Bench, epochs: int) -> None:
@@ -143,45 +152,68 @@ def channels(bench: Bench, epochs: int) -> None:
     )  # fmt: skip
 
 
-def students(bench: Bench, epochs: int, seeds: int) -> None:
-    """A network of half the width, alone and with the base as its teacher."""
-    pairs = []
-    for seed in range(seeds):
-        row = []
-        for alpha in (0.0, 0.7):
-            torch.manual_seed(seed)
-            student = network("resnet", bench.data, width=bench.width // 2)
-            made = distill(
-                student, bench.net, bench.loader(seed), epochs, optimizer=sgd(0.05),
-                scheme=Scheme("distill", {"alpha": alpha}),
-            )  # fmt: skip
-            row.append(bench.accuracy(made))
-        pairs.append(row)
-        bench.write("distill", epochs=epochs, width=bench.width // 2, alone_and_taught=pairs)
+def students(out: Path, source: str, epochs: int, seeds: int) -> None:
+    """Small perceptrons, alone and with a large one as their teacher, as in section 3 of Hinton
+    et al.; every student starts from the same weights and sees the same batches as its twin.
+    """
+    data = load_data(source)
+    prepare = parts.features((), data)[0]
+    x, y = prepare(data.train.x), data.train.y
+    test_x, test_y = prepare(data.test.x), data.test.y
+
+    def trained(model: torch.nn.Module, alpha: float, seed: int) -> torch.nn.Module:
+        loader = Shuffled(x, y, seed)
+        return distill(model, teacher, loader, epochs, scheme=Scheme("distill", {"alpha": alpha}))
+
+    def accuracy(model: torch.nn.Module) -> float:
+        with torch.no_grad():
+            return float((model(test_x).argmax(1) == test_y).float().mean())
+
+    torch.manual_seed(0)
+    teacher = network("mlp", data, width=512).eval()
+    teacher = trained(teacher, 0.0, 0)
+    found: dict[str, Any] = {"epochs": epochs, "images": len(x), "teacher": accuracy(teacher)}
+    for width in (8, 32):
+        rows = []
+        for seed in range(seeds):
+            row = []
+            for alpha in (0.0, 0.7):
+                torch.manual_seed(seed)
+                row.append(accuracy(trained(network("mlp", data, width=width), alpha, seed)))
+            rows.append(row)
+        gains = [taught - alone for alone, taught in rows]
+        found[f"width {width}"] = {
+            "alone": statistics.mean(row[0] for row in rows),
+            "taught": statistics.mean(row[1] for row in rows),
+            "gains": [round(gain, 4) for gain in gains],
+        }  # fmt: skip
+        print("distill", width, found[f"width {width}"], flush=True)
+    (out / "distill.json").write_text(json.dumps(found))
+    print("distill", found)
 
 
-def speed(bench: Bench, rounds: int) -> None:
+def speed(out: Path, rounds: int) -> None:
     """Calls of every graph that is there in turns, on ONNX Runtime and OpenVINO."""
     import openvino
 
-    x = bench.test_x[:1].numpy()
     core = openvino.Core()
     calls: dict[str, Callable[[], Any]] = {}
-    for path in sorted(bench.out.glob("*.onnx")):
+    for path in sorted(out.glob("*.onnx")):
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 2
+        options.intra_op_num_threads = 1  # two pools that spin would take each other's cores
         session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]
         )  # fmt: skip
-        name = session.get_inputs()[0].name
-        calls[f"onnxruntime {path.stem}"] = lambda s=session, n=name: s.run(None, {n: x})
-        model = core.compile_model(core.read_model(path), "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+        given = session.get_inputs()[0]
+        x = np.random.default_rng(0).normal(size=given.shape).astype(np.float32)
+        calls[f"onnxruntime {path.stem}"] = lambda s=session, n=given.name, x=x: s.run(None, {n: x})
+        model = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_NUM_THREADS": 1})
         request = model.create_infer_request()
-        calls[f"openvino {path.stem}"] = lambda r=request: r.infer([x])
+        calls[f"openvino {path.stem}"] = lambda r=request, x=x: r.infer([x])
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, run in calls.items():
-            run()  # a pool of threads that still spins for another takes its core
+            run()
             start = time.perf_counter()
             for _ in range(10):
                 run()
@@ -197,36 +229,47 @@ def speed(bench: Bench, rounds: int) -> None:
         found[name] = [
             statistics.median(times) * 1e3, statistics.median(ratios), float(low), float(high)
         ]  # fmt: skip
-    bench.write("speed", **found)
+    for name, (milliseconds, ratio, low, high) in found.items():
+        print(f"{name}: {milliseconds:.4f} ms, fp32 / it {ratio:.2f} ({low:.2f} to {high:.2f})")
+    (out / "speed.json").write_text(json.dumps(found))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", required=True, help="a zip or folder of images in classes")
+    parser.add_argument("--images", help="a zip or folder of images in classes")
+    parser.add_argument("--mnist", help="a folder of IDX files, for the part distill")
     parser.add_argument("--weights", type=Path, help="a trained base")
     parser.add_argument("--out", type=Path, default=Path("compress-train"))
     parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--width", type=int, default=8, help="of the base network")
     parser.add_argument("--epochs", type=int, help=f"of the part, in place of {EPOCHS}")
-    parser.add_argument("--seeds", type=int, default=3, help="students of each kind")
+    parser.add_argument("--seeds", type=int, default=5, help="students of each kind")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    bench = Bench(args)
     wanted = (args.only,) if args.only else PARTS
+    if wanted == ("speed",):  # the graphs are there; nothing is loaded beside them
+        speed(args.out, 60)
+        return
+    if "distill" in wanted and args.mnist:
+        students(args.out, args.mnist, args.epochs or EPOCHS["distill"], args.seeds)
+    if not args.images:
+        return
+    bench = Bench(args)
     if "base" in wanted:
         if args.weights is None:
             base(bench, args.epochs or EPOCHS["base"])
         bench.write("given", accuracy=bench.accuracy(bench.net))
     if "qat" in wanted:
-        control(bench, args.epochs or EPOCHS["qat"])
-        bits(bench, args.epochs or EPOCHS["qat"])
+        epochs = args.epochs or EPOCHS["qat"]
+        control(bench, "qat-control", Training(epochs))
+        bits(bench, epochs)
     if "channels" in wanted:
-        channels(bench, args.epochs or EPOCHS["channels"])
-    if "distill" in wanted:
-        students(bench, args.epochs or EPOCHS["distill"], args.seeds)
+        epochs = args.epochs or EPOCHS["channels"]
+        channels(bench, epochs)
+        control(bench, "channels-control", Training(epochs, optimizer=sgd(0.05)))
     if "speed" in wanted:
-        speed(bench, 60)
+        speed(args.out, 60)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,8 @@ def test_prepared_modules_train_in_any_loop(skip):
         LOSS(prepared(x), y).backward()
         optimizer.step()
     moved = [name for name, p in prepared.named_parameters() if not torch.equal(p, before[name])]
-    assert sum(name.endswith("log_step") for name in moved) == 10  # weights' and inputs', learned
+    # all are learned but that of the pixels: 0 to 16 sixteenths lie on the grid already
+    assert sum(name.endswith("log_step") for name in moved) >= 9
     with torch.no_grad():
         wanted = prepared.eval()(skip.x)
         torch.testing.assert_close(convert_qat(prepared)(skip.x), wanted, rtol=0.05, atol=0.05)
@@ -291,8 +292,9 @@ def test_what_they_make_goes_straight_in(skip):
     made += [prune(skip.net, Scheme("2:4"), skip.x)]
     for module in made:
         with redline.optimize(
-            module, skip.x[:1], backends=["onnxruntime"], budget="20s", use_cache=False
+            module, skip.x[:1], backends=["onnxruntime"], budget="90s", use_cache=False
         ) as engine:
+            assert engine.backend == "onnxruntime"
             found = np.array([int(engine(row[None]).argmax()) for row in skip.x])
             with torch.no_grad():
                 wanted = module(skip.x).argmax(1).numpy()

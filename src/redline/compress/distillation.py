@@ -77,10 +77,12 @@ def distill(
         both = _Both(own, bridges.to(place_of(own)))
 
         def step(model: nn.Module, inputs: tuple[Any, ...], target: Any) -> torch.Tensor:
-            with torch.no_grad():
-                wanted = _logits(call(teacher, inputs))
             got = _logits(call(own, inputs))
-            total = alpha * soft_loss(got, wanted, temperature)
+            total = got.new_zeros(())
+            if alpha > 0 or pairs:  # else the teacher is not asked
+                with torch.no_grad():
+                    wanted = _logits(call(teacher, inputs))
+                total = alpha * soft_loss(got, wanted, temperature)
             if alpha < 1:
                 if target is None:
                     raise InputError("alpha is below 1, and a batch has no target")
@@ -90,8 +92,7 @@ def distill(
             return total
 
         trained = finetune(both, loader, step, how)
-    notes = ("stopped by Ctrl-C, the best so far is kept",) if trained.interrupted else ()
-    return with_record(own, CompressedModule(scheme, (), trained, notes))
+    return with_record(own, CompressedModule(scheme, (), trained))
 
 
 def soft_loss(got: torch.Tensor, wanted: torch.Tensor, temperature: float) -> torch.Tensor:

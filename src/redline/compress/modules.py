@@ -50,6 +50,9 @@ def what_was_done(module: nn.Module) -> CompressedModule | None:
 
 def with_record(module: nn.Module, record: CompressedModule) -> nn.Module:
     """The module in eval mode, with the record of what was done to it."""
+    if record.trained is not None and record.trained.interrupted:
+        stopped = "training was stopped by Ctrl-C; the best so far is kept"
+        record = replace(record, notes=(*record.notes, stopped))
     plain = replace(record.scheme, setting=dict(record.scheme.setting))  # can be copied and sent
     vars(module)[_RECORD] = replace(record, scheme=plain)
     return module.eval()
@@ -90,12 +93,7 @@ def in_order(model: nn.Module, inputs: tuple[Any, ...]) -> list[str]:
         layer.register_forward_pre_hook(lambda *_, name=name: seen.setdefault(name))
         for name, layer in layers_of(model).items()
     ]
-    try:
-        with torch.no_grad():
-            call(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    _run_once(model, inputs, handles)
     return list(seen)
 
 
@@ -146,12 +144,7 @@ def _pairs(model: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[str, str]]:
             handles.append(
                 each.register_forward_pre_hook(lambda _, i, name=name: read.append((name, i[0])))
             )
-    try:
-        with torch.no_grad():
-            call(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    _run_once(model, inputs, handles)
     once = [names.count for names in ([n for n, _ in made], [n for n, _ in read])]
     return [
         (layer, norm)
@@ -159,6 +152,16 @@ def _pairs(model: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[str, str]]:
         for layer, y in made
         if x is y and once[0](layer) == 1 and once[1](norm) == 1
     ]
+
+
+def _run_once(model: nn.Module, inputs: tuple[Any, ...], handles: list[Any]) -> None:
+    """Call the model with hooks, and remove them whatever happens."""
+    try:
+        with torch.no_grad():
+            call(model, inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:

@@ -110,10 +110,7 @@ def prune(
     trained = None
     if epochs and loss is not None:
         trained = finetune(own, loader, supervised(loss), how)
-    notes = (
-        ("stopped by Ctrl-C, the best so far is kept",) if trained and trained.interrupted else ()
-    )
-    return with_record(finished(own), CompressedModule(scheme, layers, trained, notes))
+    return with_record(finished(own), CompressedModule(scheme, layers, trained))
 
 
 def sensitivities(model: nn.Module, plan: _Plan) -> dict[str, float]:

@@ -80,8 +80,7 @@ def qat(
     prepared = prepare_qat(model, loader, scheme)
     trained = finetune(prepared, loader, supervised(loss), how)
     layers = _described(prepared, scheme)
-    notes = ("stopped by Ctrl-C, the best so far is kept",) if trained.interrupted else ()
-    return with_record(convert_qat(prepared), CompressedModule(scheme, layers, trained, notes))
+    return with_record(convert_qat(prepared), CompressedModule(scheme, layers, trained))
 
 
 def prepare_qat(model: nn.Module, loader: Any, scheme: Scheme | None = None) -> nn.Module:
