@@ -28,7 +28,7 @@ _PUBLIC = {
     "why": "redline.diagnosis",
 }
 # Packages that are used by name; each loads its own parts on first use.
-_PACKAGES = ("layout",)
+_PACKAGES = ("compress", "layout")
 
 __all__ = ["__version__", *_PUBLIC]
 

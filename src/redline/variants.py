@@ -156,7 +156,9 @@ def _one(
 ) -> Variants:  # fmt: skip
     """One precision: as it is, then with other ranges, then with layers in float."""
     if name in _GPU:
-        reason = f"{name} needs a GPU with hardware for it, and this machine has none"
+        from redline.compress.gpu_floats import refusal
+
+        reason = refusal(name) or f"{name} is for modules: redline.compress.low_float() makes one"
         return replace(found, refused=(*found.refused, _refused(name, reason)))
     jury = found.judge
     assert jury is not None

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from training_kit import skip, untouched  # noqa: F401  fixtures of the methods that train
 
 from redline.train import load_data
 
