@@ -116,14 +116,14 @@ class Replica:
         cwd: the folder that paths in the arguments count from.
     """
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc] # Ray awaits it
         self, arguments: Sequence[str], host: str, port: int, cwd: str, grace: float
     ) -> None:
         def command(listener: int, channel: int) -> list[str]:
             own = [sys.executable, "-m", "redline", *arguments]
             return [*own, "--worker", f"{listener},{channel}"]
 
-        sockets = listeners(host, port, 1)
+        sockets = listeners(host, port, 1, bound=True)
         self._supervisor = Supervisor(command, sockets, grace=grace, cwd=cwd)
         self._load = Load()
         self._task = asyncio.create_task(self._supervisor.keep())

@@ -40,8 +40,12 @@ class _Message(msgspec.Struct, omit_defaults=True):
     text: str = ""
 
 
-def listeners(host: str, port: int, count: int) -> list[socket.socket]:
+def listeners(host: str, port: int, count: int, *, bound: bool = False) -> list[socket.socket]:
     """Sockets that share one port, one for each worker; a port of 0 takes any that is free.
+
+    Args:
+        bound: leave it to the workers to listen, once they are ready; until then the kernel
+            gives such a socket no connection.
 
     Raises:
         OSError: the port is taken.
@@ -55,7 +59,7 @@ def listeners(host: str, port: int, count: int) -> list[socket.socket]:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             one.bind((host, port))
             port = one.getsockname()[1]
-        for one in found:
+        for one in found if not bound else ():
             one.listen(2048)
     except OSError:
         for one in found:
