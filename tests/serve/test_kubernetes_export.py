@@ -65,11 +65,11 @@ PYTHON = {"str": str, "int": int, "bool": bool, "float": (int, float), "date": s
 
 def problems(value: Any, kind: str, at: str) -> list[str]:
     """Where a value is not what the description says of its type."""
-    if listed := re.fullmatch(r"list\[(.+)\]", kind):
+    if listed := re.fullmatch(r"[Ll]ist\[(.+)\]", kind):
         if not isinstance(value, list):
             return [f"{at}: expected a list"]
         return [p for n, v in enumerate(value) for p in problems(v, listed[1], f"{at}[{n}]")]
-    if named := re.fullmatch(r"dict\(str, (.+)\)", kind):
+    if named := re.fullmatch(r"[Dd]ict[(\[]str, (.+)[)\]]", kind):
         return [p for k, v in value.items() for p in problems(v, named[1], f"{at}.{k}")]
     if kind in ("ResourceQuantity", "V1ResourceQuantity"):
         kind = "str"
