@@ -13,6 +13,7 @@ from redline.cli.bench import bench
 from redline.cli.demo import demo
 from redline.cli.doctor import doctor
 from redline.cli.explain import explain
+from redline.cli.export_kubernetes import export_kubernetes
 from redline.cli.export_triton import export_triton
 from redline.cli.graph_view import graph_view
 from redline.cli.layout import layout
@@ -70,7 +71,7 @@ def _options(
 
 for command in (
     *(optimize, run, explain, bench, graph_view),
-    *(train, tune_training, serve, export_triton, layout, why, doctor, demo),
+    *(train, tune_training, serve, export_triton, export_kubernetes, layout, why, doctor, demo),
 ):
     app.command()(command)
 

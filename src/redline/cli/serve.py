@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,6 +45,12 @@ _Ca = Annotated[
 ]
 _Trace = Annotated[
     str, typer.Option(metavar="URL", help="Send traces there (OTLP over HTTP; extra otel).")
+]
+_Ray = Annotated[
+    bool, typer.Option("--ray", help="Replicas that Ray Serve places and scales (extra ray).")
+]
+_Replicas = Annotated[
+    str, typer.Option(metavar="N or LEAST:MOST", help="With --ray: replicas, scaled by load.")
 ]
 _Worker = Annotated[str, typer.Option(hidden=True)]
 _Isolation = Annotated[
@@ -97,6 +104,12 @@ def serve(
     verbose: Annotated[bool, typer.Option("--verbose", help="Log every request.")] = False,
     cache_bytes: Annotated[int, typer.Option(help="Keep so many bytes of answers.")] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the port.")] = 1,
+    ray: _Ray = False,
+    replicas: _Replicas = "1",
+    replica_cpus: Annotated[float, typer.Option(help="With --ray: cores of a replica.")] = 1.0,
+    replica_load: Annotated[
+        float, typer.Option(help="With --ray: requests at once that a replica is meant for.")
+    ] = 8.0,
     worker: _Worker = "",
     trust: options.Trust = False,
 ) -> None:
@@ -137,6 +150,12 @@ def serve(
         trace_endpoint=trace_endpoint, trace_rate=trace_rate, log_format=log_format,
         verbose=verbose, cache_bytes=cache_bytes,
     )  # fmt: skip
+    if ray and not worker:
+        from redline.serve import scale
+
+        wanted = scale.Scale.of(replicas, cpus=replica_cpus, load=replica_load)
+        scale.run(settings, operating, wanted, sys.argv[1:], options.note)
+        return
     if workers > 1 and not worker:
         supervise(settings, operating, workers, options.note)
         return

@@ -104,3 +104,14 @@ def merge(texts: Iterable[str]) -> str:
         lines += head
         lines += [f"{key} {number(value)}" for key, value in samples[family].items()]
     return "\n".join(lines) + "\n"
+
+
+def total(text: str, name: str) -> float:
+    r"""The sum of a metric over its labels.
+
+    Example:
+        >>> total('hits{model="a"} 4\nhits{model="b"} 1\n', "hits")
+        5.0
+    """
+    found = map(_SAMPLE.fullmatch, text.splitlines())
+    return sum(float(sample[3]) for sample in found if sample and sample[1] == name)

@@ -99,6 +99,8 @@ class Server:
     async def start(self) -> None:
         """Listen, then load the models: health/live answers while they load, ready is false.
 
+        One of several workers loads first and listens then.
+
         Raises:
             InputError: the address cannot be had.
             ServeError: a model cannot be loaded.
@@ -124,11 +126,14 @@ class Server:
             options |= self.operator.uvicorn()
         config = uvicorn.Config(app, **(options | self.uvicorn_options))  # type: ignore[arg-type]
         self._http = _Uvicorn(config)
-        self._task = asyncio.create_task(self._http.serve(listeners))
         try:
+            if self._worker is not None:  # its port is shared: who cannot answer must not accept
+                await self.plane.start()
+            self._task = asyncio.create_task(self._http.serve(listeners))
             for front in self._fronts:
                 await front.start()
-            await self.plane.start()
+            if self._worker is None:
+                await self.plane.start()
             if self._worker is not None and self.operator is not None:
                 self._channel = Channel(self._worker[1], self.operator.metrics.text, _end_self)
                 app.scrape = self._channel.scrape

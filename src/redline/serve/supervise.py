@@ -21,16 +21,7 @@ def supervise(settings: Settings, options: Options, count: int, say: Callable[[s
         InputError: options that would reach one worker only, or cannot be used at all.
         RunError: the workers do not start.
     """
-    if settings.mode == "explicit" or options.allow_control or options.admin_key_file:
-        raise InputError(
-            "with several workers, what the control plane changes would reach one of them",
-            hint="serve with --mode poll, which all workers follow, or with --workers 1",
-        )
-    # Reads keys and certificates once here: what is wrong with them is one error, not one a worker.
-    Operator(
-        Plane(Repository(settings), settings), options,
-        host=settings.host, allow_remote=settings.allow_remote,
-    ).start_logs()  # fmt: skip
+    check_many(settings, options)
     try:
         sockets = listeners(settings.host, settings.http_port, count)
     except OSError as error:
@@ -49,6 +40,24 @@ def supervise(settings: Settings, options: Options, count: int, say: Callable[[s
         await supervisor.run()
 
     asyncio.run(run())
+
+
+def check_many(settings: Settings, options: Options) -> None:
+    """Whether several processes can serve so.
+
+    Raises:
+        InputError: options that would reach one worker only, or cannot be used at all.
+    """
+    if settings.mode == "explicit" or options.allow_control or options.admin_key_file:
+        raise InputError(
+            "with several workers, what the control plane changes would reach one of them",
+            hint="serve with --mode poll, which all workers follow, or with --workers 1",
+        )
+    # Reads keys and certificates once here: what is wrong with them is one error, not one a worker.
+    Operator(
+        Plane(Repository(settings), settings), options,
+        host=settings.host, allow_remote=settings.allow_remote,
+    ).start_logs()  # fmt: skip
 
 
 def descriptors(text: str) -> tuple[int, int] | None:

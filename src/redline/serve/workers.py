@@ -40,8 +40,12 @@ class _Message(msgspec.Struct, omit_defaults=True):
     text: str = ""
 
 
-def listeners(host: str, port: int, count: int) -> list[socket.socket]:
+def listeners(host: str, port: int, count: int, *, bound: bool = False) -> list[socket.socket]:
     """Sockets that share one port, one for each worker; a port of 0 takes any that is free.
+
+    Args:
+        bound: leave it to the workers to listen, once they are ready; until then the kernel
+            gives such a socket no connection.
 
     Raises:
         OSError: the port is taken.
@@ -55,7 +59,7 @@ def listeners(host: str, port: int, count: int) -> list[socket.socket]:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             one.bind((host, port))
             port = one.getsockname()[1]
-        for one in found:
+        for one in found if not bound else ():
             one.listen(2048)
     except OSError:
         for one in found:
@@ -147,6 +151,7 @@ class Supervisor:
         command: (fd of the socket, fd of the channel) -> the worker's command line.
         sockets: see `listeners`.
         grace: seconds that a worker has to drain before it is killed.
+        cwd: the folder that workers start in; the supervisor's own by default.
 
     Example:
         >>> supervisor = Supervisor(command, listeners("127.0.0.1", 8000, 2), grace=30)
@@ -154,10 +159,16 @@ class Supervisor:
     """
 
     def __init__(
-        self, command: Command, sockets: Sequence[socket.socket], *, grace: float = 30.0
+        self,
+        command: Command,
+        sockets: Sequence[socket.socket],
+        *,
+        grace: float = 30.0,
+        cwd: str | None = None,
     ) -> None:
         self.command = command
         self.grace = grace
+        self.cwd = cwd
         self.restarts = 0
         self.workers = [_Worker(number, one) for number, one in enumerate(sockets)]
         self._stop = asyncio.Event()
@@ -174,6 +185,18 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, self.stop)
+        try:
+            await self.keep()
+        finally:
+            for name in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(name)
+
+    async def keep(self) -> None:
+        """Like run(), without signals: until stop() is called. For a loop of any thread.
+
+        Raises:
+            RunError: a worker ended several times in a row before it was ready.
+        """
         keepers = [asyncio.create_task(self._keep(worker)) for worker in self.workers]
         try:
             await asyncio.gather(*keepers)
@@ -181,16 +204,18 @@ class Supervisor:
             self.stop()
             self.stop()
             await asyncio.gather(*keepers, return_exceptions=True)
-            for worker in self.workers:
-                worker.listener.close()
-            for name in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(name)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every worker serves."""
+        return all(worker.ready and worker.writer is not None for worker in self.workers)
 
     def stop(self) -> None:
         """Drain the workers; the second call kills them."""
         name = signal.SIGKILL if self._stop.is_set() else signal.SIGTERM
         self._stop.set()
         for worker in self.workers:
+            worker.listener.close()  # others on the port get the connections from now on
             self._signal(worker, name)
 
     async def _keep(self, worker: _Worker) -> None:
@@ -221,7 +246,7 @@ class Supervisor:
         worker.ready, worker.started = False, time.monotonic()
         try:
             worker.process = await asyncio.create_subprocess_exec(
-                *self.command(*fds), pass_fds=fds, start_new_session=True
+                *self.command(*fds), pass_fds=fds, start_new_session=True, cwd=self.cwd
             )
         except BaseException:
             ours.close()
@@ -274,13 +299,17 @@ class Supervisor:
                 if waiting is not None and not waiting.done():
                     waiting.set_result(message.text)
 
-    async def _scrape(self, asker: _Worker, number: int) -> None:
+    async def text(self) -> str:
+        """The metrics of all workers as one text."""
         texts = await asyncio.gather(*(self._text(worker) for worker in self.workers))
         own = exposition.Family("redline_worker_restarts", "counter", "Workers started again.")
         own.add(self.restarts)
         alive = exposition.Family("redline_workers", "gauge", "Workers that serve.")
         alive.add(sum(worker.ready and worker.writer is not None for worker in self.workers))
-        merged = exposition.merge([*filter(None, texts), exposition.text([own, alive])])
+        return exposition.merge([*filter(None, texts), exposition.text([own, alive])])
+
+    async def _scrape(self, asker: _Worker, number: int) -> None:
+        merged = await self.text()
         if asker.writer is not None:
             with contextlib.suppress(OSError):
                 await _send(asker.writer, _Message("answer", number, merged))
