@@ -54,6 +54,7 @@ bench: $(READY_DEV) ## measure the claims of docs/benchmarks.md (about an hour; 
 	$(BIN)/python bench/tune_training.py
 	$(BIN)/python bench/fit_overhead.py
 	$(BIN)/python bench/serve_grpc.py
+	$(BIN)/python bench/serve.py
 
 size: $(READY_DEV) ## lines and functions of every file, and what is over budget
 	$(BIN)/python tools/size.py

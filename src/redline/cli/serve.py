@@ -53,6 +53,14 @@ _Replicas = Annotated[
     str, typer.Option(metavar="N or LEAST:MOST", help="With --ray: replicas, scaled by load.")
 ]
 _Worker = Annotated[str, typer.Option(hidden=True)]
+_Tune = Annotated[
+    str,
+    typer.Option(metavar="MODEL", help="Serve nothing: find this model's batch, delay, instances."),
+]
+_Arrivals = Annotated[
+    str,
+    typer.Option(metavar="WHAT", help="poisson:RATE, bursty:RATE, or a file of arrivals or log."),
+]
 _Isolation = Annotated[
     Literal["thread", "process"],
     typer.Option(help="Run engines in threads, or in processes that may crash and hang."),
@@ -111,6 +119,15 @@ def serve(
         float, typer.Option(help="With --ray: requests at once that a replica is meant for.")
     ] = 8.0,
     worker: _Worker = "",
+    tune: _Tune = "",
+    tune_arrivals: _Arrivals = "poisson:100",
+    tune_p99_ms: Annotated[
+        float, typer.Option(min=0.01, help="Of 100 requests 99 are answered within.")
+    ] = 50.0,
+    tune_write: Annotated[
+        bool, typer.Option("--tune-write", help="Write the best into the model's configuration.")
+    ] = False,
+    json: options.Json = False,
     trust: options.Trust = False,
 ) -> None:
     """Serve engines and ONNX files by the Open Inference Protocol.
@@ -144,6 +161,11 @@ def serve(
         trust=trust, limits=Limits(body=max_body),
     )  # fmt: skip
 
+    if tune:
+        from redline.cli.serve_tune import tune as find_setting
+
+        find_setting(settings, tune, tune_arrivals, tune_p99_ms, tune_write, json)
+        return
     operating = Options(
         api_key_file=api_key_file, admin_key_file=admin_key_file, allow_control=allow_control,
         admin_port=admin_port, tls_cert=tls_cert, tls_key=tls_key, tls_ca=tls_ca,

