@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -77,6 +78,12 @@ def manifests(wanted: Deployment, form: Form) -> list[Manifest]:
     if form == "kserve":
         return [_runtime(wanted), _inference_service(wanted)]
     return [_deployment(wanted), _service(wanted), *_autoscaler(wanted)]
+
+
+def to_json(objects: list[Manifest]) -> str:
+    """One object of kind List, which kubectl takes as it takes the YAML documents."""
+    whole = {"apiVersion": "v1", "kind": "List", "items": objects}
+    return json.dumps(whole, indent=2) + "\n"
 
 
 def to_yaml(objects: list[Manifest]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import re
 import sys
 import types
@@ -170,6 +171,8 @@ def test_the_command_writes_a_file_or_stdout(tmp_path: Path) -> None:
     assert [one["kind"] for one in yaml.safe_load_all(shown.output)] == [
         "ServingRuntime", "InferenceService",
     ]  # fmt: skip
+    listed = json.loads(run.invoke(app, [*told, "--json"]).output)
+    assert listed["items"] == list(yaml.safe_load_all(shown.output))
 
 
 @pytest.mark.parametrize(

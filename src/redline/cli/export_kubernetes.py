@@ -33,13 +33,14 @@ def export_kubernetes(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Instead of stdout.")
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object, a List.")] = False,
 ) -> None:
     """Write Kubernetes manifests for `redline serve`: for KServe, or a plain Deployment.
 
     Example: redline export-kubernetes digits --image example.org/redline:1 --storage pvc://models
     """
     from redline.errors import InputError, SaveError
-    from redline.kubernetes_export import Deployment, manifests, to_yaml
+    from redline.kubernetes_export import Deployment, manifests, to_json, to_yaml
 
     least, _, most = replicas.partition(":")
     if not (least.isdecimal() and (most or least).isdecimal()):
@@ -48,7 +49,7 @@ def export_kubernetes(
         name, image, storage, namespace, int(least), int(most or least), cpus, memory, grace,
         key_secret,
     )  # fmt: skip
-    text = to_yaml(manifests(wanted, form))
+    text = (to_json if json else to_yaml)(manifests(wanted, form))
     if output is None:
         typer.echo(text, nl=False)
         return

@@ -18,6 +18,7 @@ def export_triton(
     name: Annotated[
         str, typer.Option(metavar="NAME", help="Of the model; the file's own by default.")
     ] = "",
+    json: options.Json = False,
 ) -> None:
     """Write an engine's graph and its config.pbtxt into a model repository of Triton.
 
@@ -25,6 +26,12 @@ def export_triton(
 
     Example: redline export-triton model.redline models/
     """
+    import msgspec
+
     from redline.triton_export import export_triton as export
 
-    options.note(f"model: {export(engine, repository, name)}")
+    folder = str(export(engine, repository, name))
+    if json:
+        typer.echo(msgspec.json.encode({"model": folder}).decode())
+    else:
+        options.note(f"model: {folder}")
