@@ -31,8 +31,9 @@ from redline.graph.serialize import to_bytes
 from redline.train import fit, load_data, load_weights, network, parts
 
 BATCH = 128
-EPOCHS = {"base": 3, "qat": 1, "channels": 6, "distill": 15}
-PARTS = (*EPOCHS, "speed")
+EPOCHS = {"base": 3, "qat": 1, "channels": 6}
+PARTS = (*EPOCHS, "distill", "speed")
+STUDENTS = ((15, 1e-3, 0.7), (50, 3e-3, 0.9))  # epochs, lr, alpha; T is 4
 
 
 class Shuffled:
@@ -152,7 +153,7 @@ def channels(bench: Bench, epochs: int) -> None:
     )  # fmt: skip
 
 
-def students(out: Path, source: str, epochs: int, seeds: int) -> None:
+def students(out: Path, source: str, seeds: int) -> None:
     """Small perceptrons, alone and with a large one as their teacher, as in section 3 of Hinton
     et al.; every student starts from the same weights and sees the same batches as its twin.
     """
@@ -161,35 +162,36 @@ def students(out: Path, source: str, epochs: int, seeds: int) -> None:
     x, y = prepare(data.train.x), data.train.y
     test_x, test_y = prepare(data.test.x), data.test.y
 
-    def trained(model: torch.nn.Module, alpha: float, seed: int) -> torch.nn.Module:
-        loader = Shuffled(x, y, seed)
-        return distill(model, teacher, loader, epochs, scheme=Scheme("distill", {"alpha": alpha}))
-
     def accuracy(model: torch.nn.Module) -> float:
         with torch.no_grad():
             return float((model(test_x).argmax(1) == test_y).float().mean())
 
+    def trained(
+        model: torch.nn.Module, alpha: float, epochs: int, lr: float, seed: int
+    ) -> torch.nn.Module:
+        scheme = Scheme("distill", {"alpha": alpha})
+        return distill(model, teacher, Shuffled(x, y, seed), epochs, scheme=scheme, lr=lr)
+
     torch.manual_seed(0)
     teacher = network("mlp", data, width=512).eval()
-    teacher = trained(teacher, 0.0, 0)
-    found: dict[str, Any] = {"epochs": epochs, "images": len(x), "teacher": accuracy(teacher)}
-    for width in (8, 32):
-        rows = []
-        for seed in range(seeds):
-            row = []
-            for alpha in (0.0, 0.7):
-                torch.manual_seed(seed)
-                row.append(accuracy(trained(network("mlp", data, width=width), alpha, seed)))
-            rows.append(row)
-        gains = [taught - alone for alone, taught in rows]
-        found[f"width {width}"] = {
-            "alone": statistics.mean(row[0] for row in rows),
-            "taught": statistics.mean(row[1] for row in rows),
-            "gains": [round(gain, 4) for gain in gains],
-        }  # fmt: skip
-        print("distill", width, found[f"width {width}"], flush=True)
+    teacher = trained(teacher, 0.0, 15, 1e-3, 0)
+    found: dict[str, Any] = {"images": len(x), "teacher": accuracy(teacher)}
+    for epochs, lr, alpha in STUDENTS:
+        for width in (8, 32):
+            rows = []
+            for seed in range(seeds):
+                row = []
+                for part in (0.0, alpha):
+                    torch.manual_seed(seed)
+                    student = network("mlp", data, width=width)
+                    row.append(accuracy(trained(student, part, epochs, lr, seed)))
+                rows.append(row)
+            name = f"width {width}, {epochs} epochs, lr {lr}, alpha {alpha}"
+            gains = [round(taught - alone, 4) for alone, taught in rows]
+            alone, taught = (statistics.mean(column) for column in zip(*rows, strict=True))
+            found[name] = {"alone": alone, "taught": taught, "gains": gains}
+            print(name, found[name], flush=True)
     (out / "distill.json").write_text(json.dumps(found))
-    print("distill", found)
 
 
 def speed(out: Path, rounds: int) -> None:
@@ -252,7 +254,7 @@ def main() -> None:
         speed(args.out, 60)
         return
     if "distill" in wanted and args.mnist:
-        students(args.out, args.mnist, args.epochs or EPOCHS["distill"], args.seeds)
+        students(args.out, args.mnist, args.seeds)
     if not args.images:
         return
     bench = Bench(args)

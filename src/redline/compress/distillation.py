@@ -44,7 +44,7 @@ def distill(
     Args:
         student, teacher: both are left as they are; the teacher runs in eval mode.
         loader: batches (x, target); where alpha is 1, batches of x alone are enough.
-        scheme: Scheme("distill", setting): "temperature" T (4), "alpha" (0.7), "features" pairs
+        scheme: Scheme("distill", setting): "temperature" T (4), "alpha" (0.9), "features" pairs
             of layer names (student's, teacher's), "beta" (1).
         lr, optimizer, evaluate: see Training.
 
@@ -124,7 +124,7 @@ def _settings(scheme: Scheme) -> tuple[float, float, Sequence[tuple[str, str]], 
                 f"distill has no setting {name!r}", hint=f"known: {', '.join(_SETTINGS)}"
             )
     temperature = float(scheme.setting.get("temperature", 4.0))
-    alpha = float(scheme.setting.get("alpha", 0.7))
+    alpha = float(scheme.setting.get("alpha", 0.9))
     beta = float(scheme.setting.get("beta", 1.0))
     if not 0 < temperature < float("inf"):
         raise InputError(f"temperature is {temperature}, expected more than 0")
