@@ -41,7 +41,7 @@ class Engine:
         return base64.b64encode(self.raw(base64.b64decode(text))).decode()
 
 
-def litserve(port: int) -> None:
+if sys.argv[1:2] == ["litserve"]:  # its worker processes import this file again for the class
     import litserve as ls
 
     class Api(ls.LitAPI):
@@ -57,6 +57,8 @@ def litserve(port: int) -> None:
         def encode_response(self, output: str) -> dict[str, str]:
             return {"y": output}
 
+
+def litserve(port: int) -> None:
     server = ls.LitServer(Api(), accelerator="cpu", workers_per_device=1)
     server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning")
 
