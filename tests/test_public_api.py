@@ -17,8 +17,9 @@ HEAVY = ("torch", "onnx", "onnxruntime", "openvino", "onnxscript", "onnx_ir", "r
 
 def test_the_public_names_are_these():
     assert set(redline.__all__) == NAMES
-    assert set(dir(redline)) == {*NAMES, "layout"}
+    assert set(dir(redline)) == {*NAMES, "compress", "layout"}
     assert redline.layout.__name__ == "redline.layout"
+    assert redline.compress.__name__ == "redline.compress"
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
