@@ -68,7 +68,9 @@ def train_epoch(loop: Loop) -> str:
     last, looked, seen = len(loop.batches), time.monotonic(), place.samples
     plain = loop.accelerator.scaler is None
     mixed = loop.accelerator.autocast if recipe.precision != "fp32" else contextlib.nullcontext
-    place.loss_sum = wide_sum(place.loss_sum, loop.accelerator.device)
+    # The sum grows on the device, for moving every loss would wait for it.
+    device = loop.accelerator.device
+    place.loss_sum = place.loss_sum.to(device, widest(device))
     for raw in loop.batches.epoch(place.epoch, place.batch):
         batch = loop.prepare(raw, place.epoch, place.batch)
         place.batch += 1
@@ -114,11 +116,9 @@ def train_epoch(loop: Loop) -> str:
     return ""
 
 
-def wide_sum(total: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A sum that grows on the device, for moving every loss would wait for it; in the widest floats
-    there are: Apple's GPUs have no float64.
-    """
-    return total.to(device, torch.float32 if device.type == "mps" else torch.float64)
+def widest(device: torch.device) -> torch.dtype:
+    """The floats that sums are kept in on a device: Apple's GPUs have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _ends(loop: Loop, now: float) -> str:
