@@ -68,9 +68,7 @@ def train_epoch(loop: Loop) -> str:
     last, looked, seen = len(loop.batches), time.monotonic(), place.samples
     plain = loop.accelerator.scaler is None
     mixed = loop.accelerator.autocast if recipe.precision != "fp32" else contextlib.nullcontext
-    # The sum grows on the device, for moving every loss would wait for it.
-    device = loop.accelerator.device
-    place.loss_sum = place.loss_sum.to(device, widest(device))
+    place.loss_sum = place.loss_sum.to(loop.accelerator.device, widest(loop.accelerator.device))
     for raw in loop.batches.epoch(place.epoch, place.batch):
         batch = loop.prepare(raw, place.epoch, place.batch)
         place.batch += 1
@@ -117,7 +115,10 @@ def train_epoch(loop: Loop) -> str:
 
 
 def widest(device: torch.device) -> torch.dtype:
-    """The floats that sums are kept in on a device: Apple's GPUs have no float64."""
+    """The floats of the sum that grows on a device, for moving every loss would wait for it.
+
+    Apple's GPUs have no float64.
+    """
     return torch.float32 if device.type == "mps" else torch.float64
 
 
