@@ -86,6 +86,8 @@ CONVOLUTIONS = [  # channels in, out, groups, kernel, stride, dilation, pads, si
     (24, 24, 24, (3, 3), 1, 1, (1, 1, 1, 1), (15, 16)),
     (40, 40, 40, (5, 5), 2, 1, (1, 2, 2, 1), (16, 17)),
     (35, 17, 1, (1, 3), 1, 1, (0, 1, 0, 1), (1, 40)),
+    (200, 40, 1, (3, 3), 2, 1, (1, 1, 1, 1), (14, 15)),  # its sum is taken in parts
+    (1100, 24, 1, (1, 1), 1, 1, (0, 0, 0, 0), (5, 7)),
 ]
 
 
@@ -142,6 +144,24 @@ def test_the_smaller_winograd_within_its_class(target, size, channels, tmp_path)
     runner.close()
     scale = np.sqrt(np.mean(np.square(want)))
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5 * scale)
+
+
+@pytest.mark.parametrize("size", [(7, 7), (14, 14), (17, 17)])
+@pytest.mark.parametrize("channels", [40, 900])
+def test_tiles_that_go_on_in_the_next_row(target, size, channels):
+    """The sum, and what it reads, has a halo for the convolutions that read it."""
+    x = array(2, channels, *size)
+    weights = {"w0": array(48, channels, 1, 1, seed=1), "w1": array(20, 48, 3, 3, seed=2)}
+    weights |= {"w2": array(48, 20, 1, 1, seed=3), "w3": array(20, 48, 3, 3, seed=4)}
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"]),
+        helper.make_node("Conv", ["a", "w1"], ["b"], pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["b", "w2"], ["c"]),
+        helper.make_node("Add", ["c", "a"], ["d"]),
+        helper.make_node("Relu", ["d"], ["e"]),
+        helper.make_node("Conv", ["e", "w3"], ["y"], pads=[1, 1, 1, 1]),
+    ]
+    agree(graph(nodes, {"x": x}, ["y"], weights), [x], target=target)
 
 
 def test_convolutions_in_a_row_share_memory_and_keep_their_halos(target):

@@ -8,6 +8,8 @@ from redline.native.code import SMALL, Code
 from redline.native.emit_anchors import CHUNK, balanced, chosen_tile, lambda_epilogue
 from redline.native.ir import Node, leaves
 
+_PART = 20 << 10  # bytes of weights that stay in the first-level cache beside a tile's pixels
+_FULL = 48 << 10  # bytes that stream well enough from the second-level cache
 _PER_BYTE = 12  # operations that a core does while a byte comes from the third-level cache
 
 
@@ -18,12 +20,11 @@ def conv(c: Code, node: Node) -> str:
     weights: np.ndarray = a["weights"]
     oc, ic, kh, kw = weights.shape
     n, _, oh, ow = out.shape
-    ocg = oc // groups
-    blocks = -(-ocg // lanes)
-    flat = not planar and kh == kw == 1 and a["strides"] == (1, 1) and _no_halo(node)
-    if flat:
+    blocks = -(-(oc // groups) // lanes)
+    line = _line(c, node, blocks * lanes)  # pixels of a row whose end tiles cross, or 0
+    if line or _flat(node):
         oh, ow = 1, oh * ow
-    pixels, wide = chosen_tile(c, node, ow, blocks * lanes)
+    pixels, wide = chosen_tile(c, node, line or ow, blocks * lanes)
     size, many, rest = balanced(ow, pixels)
     a["code"] = f"{'first ' if planar else ''}conv_tile<{size}, {wide}>"
     full, left = divmod(blocks, wide)
@@ -32,36 +33,85 @@ def conv(c: Code, node: Node) -> str:
     taps, origin, group, row, pixel = _conv_input(c, node)
     yn, yb, yh, yw, _ = c.geometry(out)
     units = oh * (tiles := many + rest)
-    panels = full + (1 if left else 0)
-    split = c.threads if node.flops // 2 >= SMALL else 1
+    panels, split = full + bool(left), c.threads if node.flops // 2 >= SMALL else 1
     floats = depth(weights, planar, lanes) * wide * lanes
     by_rows, chunk = _order(c, node, groups * panels, units, floats * 4, split)
-    steps = (kh if planar else kh * kw) * (ic if planar else -(-ic // lanes))
+    channels = ic if planar else -(-ic // lanes)
+    deep = _deep(c, node, wide * lanes, units)
+    one, skip = floats // channels // wide, group // channels
+    steps = (kh if planar else kh * kw) * channels
     ahead = _ahead(floats * 4, steps, units) if chunk == units else 0
-    all_panels = f"rl::Span{{0, {groups * panels}}}"
+    offset, call = _call(size, line, sw * pixel, (yb, yh, yw), channels)
     lines = [
         f"if (t >= {split}) return;",
         *_conv_weights(c, node, at, widths(wide, full, left), floats, (panels, split, by_rows)),
-        f"constexpr rl::Taps taps = {taps};",
-        f"const rl::Span panels = {all_panels if by_rows else f'rl::share({groups * panels}, t, {split})'};",
-        f"const rl::Span units = {f'rl::share({units}, t, {split})' if by_rows else f'rl::Span{{0, {units}}}'};",
+        *_shares(by_rows, groups * panels, units, split),
         f"for (long b = 0; b < {n}; ++b) {{",
         f"const float* x = {origin}; float* y = {c.pointer(out, write=True)} + b * {yn};",
         f"const auto epilogue = {lambda_epilogue(c, node, 'long ob, long h, long v')};",
         f"for (long first = units.first; first < units.last; first += {chunk}) {{",
         f"const long last = first + {chunk} < units.last ? first + {chunk} : units.last;",
+        *_part(deep, channels, taps),
         "for (long q = panels.first; q < panels.last; ++q) {",
         f"const long g = q / {panels}, p = q % {panels}, ob = g * {blocks} + p * {wide};",
-        f"const float* const wp = w + g * {step} + p * {floats};",
+        f"const float* const wp = w + g * {step} + p * {floats} + k * (p < {full} ? {wide} : {left}) * {one};",
         f"const char* next = (const char*)(wp + {floats});",
-        f"for (long u = first; u < last; ++u, next += {64 * ahead * steps}) {{",
-        f"const long h = u / {tiles}, i = u % {tiles};",
+        f"for (long u = first; u < last; ++u, next += {64 * ahead * steps * deep // channels}) {{",
+        f"const long h = u / {tiles}, i = u % {tiles}; (void)h;",
         f"const long v = i < {many} ? i * {size} : {many * size} + (i - {many}) * {size - 1};",
-        f"const float* from = x + g * {group} + h * {sh * row} + v * {sw * pixel};",
-        f"float* to = y + ob * {yb} + h * {yh} + v * {yw};",
+        f"const float* from = x + g * {group} + k * {skip} + h * {sh * row} + v * {sw * pixel};",
+        f"float* to = y + ob * {yb} + {offset};",
     ]
-    lines += _conv_calls(size, many, rest, widths(wide, full, left), sw * pixel, yb, ahead)
-    return "\n".join([*lines, "}\n}\n}\n}\n"])
+    lines += _conv_calls(size, many, rest, widths(wide, full, left), ahead, call)
+    return "\n".join([*lines, "}\n}\n}\n}\n}\n"])
+
+
+def _shares(by_rows: bool, panels: int, units: int, split: int) -> list[str]:
+    """A thread's panels of weights and its tiles: one of the two is shared out."""
+    shares = [f"rl::Span{{0, {panels}}}", f"rl::share({units}, t, {split})"]
+    if not by_rows:
+        shares = [f"rl::share({panels}, t, {split})", f"rl::Span{{0, {units}}}"]
+    return [f"const rl::Span panels = {shares[0]}, units = {shares[1]};"]
+
+
+def _call(
+    size: int, line: int, pixel: int, out: tuple[int, int, int], channels: int
+) -> tuple[str, str]:
+    """Where a tile's output begins, and a call's arguments; `line` if tiles go on in the next row."""
+    block, row, step = out
+    h, v, wrap = "h", "v", f"{{{size}, 0, 0}}"
+    if line:
+        h, v = f"v / {line}", f"v % {line}"
+        wrap = f"{{{line} - {v}, {row - line * step}, {line}}}"
+    sums = f"k == 0, k + taps.blocks == {channels}"
+    args = f"from, {pixel}, wp, taps, to, {block}, ob, {h}, {v}, next, epilogue, rl::Wrap{wrap}, {sums}"
+    return f"{h} * {row} + {v} * {step}", f"({args})"
+
+
+def _deep(c: Code, node: Node, panel: int, tiles: int) -> int:
+    """Blocks of channels to sum at a time, so that their weights stay in the first-level cache.
+
+    Each tile reads its panel again, and with few registers it has little to do meanwhile. The sums
+    wait in the output from one part to the next.
+    """
+    _, ic, kh, kw = node.attrs["weights"].shape
+    if node.attrs.get("planar"):
+        return int(ic)
+    blocks, one = -(-ic // c.lanes), min(c.lanes, ic) * kh * kw * panel * 4
+    if node.attrs["groups"] > 1 or c.isa.registers > 16 or blocks * one <= _FULL or tiles < 4:
+        return int(blocks)
+    return int(-(-blocks // -(-blocks // max(1, _PART // one))))
+
+
+def _part(deep: int, blocks: int, taps: str) -> list[str]:
+    """C++ that goes through the parts of the sum, from k on, or opens a block for the only one."""
+    if deep == blocks:
+        return ["{ constexpr long k = 0;", f"constexpr rl::Taps taps = {taps};"]
+    return [
+        f"for (long k = 0; k < {blocks}; k += {deep}) {{",
+        f"rl::Taps taps = {taps};",
+        f"taps.blocks = {blocks} - k < {deep} ? {blocks} - k : {deep};",
+    ]
 
 
 def _conv_weights(
@@ -143,17 +193,14 @@ def _conv_calls(
     many: int,
     rest: int,
     widths: list[tuple[int, str]],
-    pixel: int,
-    block: int,
     ahead: int,
+    call: str,
 ) -> list[str]:
     """The kernel's calls: full and narrow panels, by tiles of `size` and of one pixel less."""
     lines = []
     for width, condition in widths:
         first, second = (
-            f"rl::conv_tile<{pixels}, {width}, {ahead}>"
-            f"(from, {pixel}, wp, taps, to, {block}, ob, h, v, next, epilogue)"
-            for pixels in (size, size - 1)
+            f"rl::conv_tile<{pixels}, {width}, {ahead}>{call}" for pixels in (size, size - 1)
         )
         text = f"if (i < {many}) {first}; else {second};" if rest else f"{first};"
         lines.append(f"{condition}{{ {text} }}")
@@ -213,6 +260,30 @@ def pack_conv(
     packed = np.concatenate(panels)
     at = c.weights.add(packed, weights, f"conv{wide}x{lanes}")
     return at, flat.shape[1] * blocks * lanes
+
+
+def _one_run(node: Node) -> bool:
+    """Each output pixel reads the input's pixel of the same place, and those are one run."""
+    a, x = node.attrs, node.ins[0]
+    if a.get("planar") or a["weights"].shape[2:] != (1, 1) or a["strides"] != (1, 1):
+        return False
+    return x.shape[2:] == node.out.shape[2:] and x.layout is not None and not any(x.layout.halo)
+
+
+def _flat(node: Node) -> bool:
+    return _one_run(node) and _no_halo(node)
+
+
+def _line(c: Code, node: Node, channels: int) -> int:
+    """The row's length, where tiles that go on in the next row are fewer; 0 where they are not.
+
+    The output has a halo, or an operand does; a tile meets one end of a row at most.
+    """
+    _, _, oh, ow = node.out.shape
+    if not _one_run(node) or _no_halo(node):
+        return 0
+    pixels, _ = chosen_tile(c, node, ow, channels)
+    return ow if -(-oh * ow // pixels) < oh * -(-ow // pixels) else 0
 
 
 def _no_halo(node: Node) -> bool:

@@ -10,12 +10,26 @@ struct Taps {
     long blocks, block, rows, row, columns, column, run;
 };
 
+// Where a tile's pixels go: those from `fit` on lie in the next row, `skip` floats further, and
+// `width` pixels are a row.
+struct Wrap {
+    long fit, skip, width;
+};
+
 // P pixels by B blocks of output channels. Meanwhile `next`, a slice of the panel after this one,
-// is fetched from memory: L lines at each step.
+// is fetched from memory: L lines at each step. Of sums taken in parts, all but the `first` go on
+// with what y holds, and all but the `last` leave their sums there.
 template <int P, int B, int L, class E>
 RL_INLINE void conv_tile(const float* x, long pixel, const float* w, const Taps& t, float* y,
-                         long block, long ob, long h, long v, const char* next, const E& epilogue) {
+                         long block, long ob, long h, long v, const char* next, const E& epilogue,
+                         const Wrap wrap = {P, 0, 0}, bool first = true, bool last = true) {
     vf acc[P][B] = {};
+    const auto at = [=](int p, int j) {
+        return y + j * block + p * W + (p < wrap.fit ? 0 : wrap.skip);
+    };
+    if (!first)
+        RL_UNROLL for (int p = 0; p < P; ++p)
+            RL_UNROLL for (int j = 0; j < B; ++j) acc[p][j] = load(at(p, j));
     for (long c = 0; c < t.blocks; ++c)
         for (long i = 0; i < t.rows; ++i)
             for (long j = 0; j < t.columns; ++j) {
@@ -25,8 +39,10 @@ RL_INLINE void conv_tile(const float* x, long pixel, const float* w, const Taps&
                 w += t.run * B * W;
             }
     RL_UNROLL for (int p = 0; p < P; ++p) {
+        const long over = p < wrap.fit ? 0 : 1;
         RL_UNROLL for (int j = 0; j < B; ++j)
-            store(y + j * block + p * W, epilogue(acc[p][j], ob + j, h, v + p));
+            store(at(p, j), last ? epilogue(acc[p][j], ob + j, h + over, v + p - over * wrap.width)
+                                 : acc[p][j]);
     }
 }
 
