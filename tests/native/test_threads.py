@@ -14,6 +14,7 @@ from onnx import helper
 from redline import machine
 from redline.native import isa, toolchain
 from redline.native.compile import lower
+from redline.native.tune import key
 
 pytestmark = [needs_compiler, pytest.mark.slow]
 
@@ -127,8 +128,10 @@ def test_attention_by_blocks_of_keys(kind, tmp_path):
     model, inside, outside = encoder()
     for place, n in enumerate(model.graph.node):
         n.name = f"{n.op_type}{place}"
-    names = "MatMul4+Softmax5+MatMul6+Transpose7"
-    ran = sanitized(model, inside, outside, tmp_path, kind=kind, choices={names: {"blocks": True}})
+    target = isa.usable(sorted(machine.isa_flags()))[0]
+    program, _ = lower(onnx_ir.serde.deserialize_model(model), target, 4)
+    name = next(key(made) for made in program.nodes if made.kind == "attention")
+    ran = sanitized(model, inside, outside, tmp_path, kind=kind, choices={name: {"blocks": True}})
     assert "attention_blocks" in "".join(f.read_text() for f in tmp_path.glob("groups*.cpp"))
     assert ran.returncode == 0, ran.stderr[:3000]
     assert "WARNING" not in ran.stderr
@@ -145,7 +148,7 @@ def test_the_sanitizers_see_what_is_wrong(tmp_path):
     model, inside, outside = recurrent()
     ran = sanitized(model, inside, outside - 1, tmp_path, kind=MEMORY)
     assert ran.returncode != 0
-    assert "heap-buffer-overflow" in ran.stderr
+    assert "ERROR: AddressSanitizer" in ran.stderr  # which overflow it is depends on the vector
 
     def shifted(text: str) -> str:
         head = "void group0(rl::Context& c, int t) {"
