@@ -111,7 +111,8 @@ def _quantized(
             made = nncf.quantize(
                 plain, nncf.Dataset(items), subset_size=len(items),
                 model_type=nncf.ModelType.TRANSFORMER if smooth else None,
-                fast_bias_correction=True,
+                # The fast one feeds a layer its channels' means, which is wrong at padded borders.
+                fast_bias_correction=smooth,
                 advanced_parameters=AdvancedQuantizationParameters(**given),
             )  # fmt: skip
     except Exception as error:  # nncf raises whatever its parts raise
