@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from redline import machine
+from redline.compress.biases import whole_biases
 from redline.compress.float_nodes import named, plain_proto, stay_in_float
 from redline.compress.scheme import Calibration, Compressed, Layer, Scheme
 from redline.errors import BuildError, InputError, MissingError, RefusedError
@@ -51,7 +52,7 @@ def int8(graph: ir.Model, scheme: Scheme, calibration: Calibration | None) -> Co
             hint="calibration=loader; a hundred samples like those of real use are enough",
         )
     plain = named(plain_proto(graph))
-    made = _quantized(plain, scheme, calibration, kinds)
+    made = whole_biases(_quantized(plain, scheme, calibration, kinds))
     return described(stay_in_float(made, plain, scheme.keep), made, plain, scheme)
 
 
