@@ -3,9 +3,9 @@
     python bench/compress_train.py --images cifar10.zip --mnist mnist-10k --out runs
 
 Without --weights the base network is trained first and saved there. --only runs a part: base, qat,
-channels, distill, speed; each writes its numbers below --out, so that a part can be run again
-alone, and the last call prints the tables of what is there. Time the part `speed` on a quiet
-machine: calls of all engines in turns.
+channels, control (the base trained on for as long as what was pruned), taught (pruned, with the
+control as its teacher), distill, speed; each writes its numbers below --out, so that a part can be
+run again alone. Time the part `speed` on a quiet machine: calls of all engines in turns.
 """
 
 from __future__ import annotations
@@ -14,25 +14,38 @@ import argparse
 import copy
 import json
 import statistics
+import tempfile
 import time
+import timeit
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir
 import onnxruntime
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional
 
+from redline import machine
 from redline.capture.capture import capture
 from redline.compress import Scheme, Training, distill, prune, qat, what_was_done
 from redline.compress.finetune import finetune, supervised
+from redline.engine.manifest import Part
+from redline.engine.store import FolderStore
 from redline.graph.serialize import to_bytes
+from redline.native import isa
+from redline.native.compile import compile_graph
+from redline.runtime.run_native import open_part
+from redline.signature import Signature, TensorSpec, Tree
 from redline.train import fit, load_data, load_weights, network, parts
 
 BATCH = 128
-EPOCHS = {"base": 3, "qat": 1, "channels": 6}
+EPOCHS = {"base": 3, "qat": 1, "channels": 6, "control": 6, "taught": 6}
 PARTS = (*EPOCHS, "distill", "speed")
+HALF = Scheme("channels", {"ratio": 0.5, "round": 4})
 STUDENTS = ((15, 1e-3, 0.7), (50, 3e-3, 0.9))  # epochs, lr, alpha; T is 4
 
 
@@ -66,7 +79,7 @@ class Bench:
     """The data, the base network, and where numbers go."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.data, self.out, self.width = load_data(args.images), args.out, args.width
+        self.data, self.out, self.seed = load_data(args.images), args.out, args.seed
         prepare = parts.features((), self.data)[0]
         self.x, self.y = prepare(self.data.train.x), self.data.train.y
         self.test_x, self.test_y = prepare(self.data.test.x), self.data.test.y
@@ -82,8 +95,8 @@ class Bench:
             found = torch.cat([model(x).argmax(1) for x in self.test_x.split(500)])
         return float((found == self.test_y).float().mean())
 
-    def loader(self, seed: int = 0) -> Flipped:
-        return Flipped(self.x, self.y, seed)
+    def loader(self) -> Flipped:
+        return Flipped(self.x, self.y, self.seed)
 
     def write(self, name: str, **numbers: Any) -> None:
         (self.out / f"{name}.json").write_text(json.dumps(numbers))
@@ -118,7 +131,18 @@ def control(bench: Bench, name: str, how: Training) -> None:
     """The base trained on without any change: what training alone gives."""
     same = copy.deepcopy(bench.net)
     finetune(same, bench.loader(), supervised(functional.cross_entropy), how)
+    save_file(same.state_dict(), bench.out / f"{name}.safetensors")
     bench.write(name, epochs=how.epochs, accuracy=bench.accuracy(same))
+
+
+def taught(bench: Bench, epochs: int) -> None:
+    """Half of the channels as in channels(), trained with the control as the teacher."""
+    teacher = copy.deepcopy(bench.net)
+    teacher.load_state_dict(load_weights(bench.out / "channels-control.safetensors"))
+    cut = prune(bench.net, HALF, bench.test_x[:4])
+    scheme = Scheme("distill", {"alpha": 0.7})
+    made = distill(cut, teacher, bench.loader(), epochs, scheme=scheme, optimizer=sgd(0.05))
+    bench.write("taught", epochs=epochs, accuracy=bench.accuracy(made))
 
 
 def bits(bench: Bench, epochs: int) -> None:
@@ -138,10 +162,9 @@ def bits(bench: Bench, epochs: int) -> None:
 
 def channels(bench: Bench, epochs: int) -> None:
     """Half of the channels of every layer but the last."""
-    scheme = Scheme("channels", {"ratio": 0.5, "round": 4})
-    cut = prune(bench.net, scheme, bench.test_x[:4])
+    cut = prune(bench.net, HALF, bench.test_x[:4])
     made = prune(
-        bench.net, scheme, bench.test_x[:4], bench.loader(), functional.cross_entropy, epochs,
+        bench.net, HALF, bench.test_x[:4], bench.loader(), functional.cross_entropy, epochs,
         optimizer=sgd(0.05),
     )  # fmt: skip
     record = what_was_done(made)
@@ -194,11 +217,33 @@ def students(out: Path, source: str, seeds: int) -> None:
     (out / "distill.json").write_text(json.dumps(found))
 
 
+def compiled(path: Path, x: np.ndarray, folder: Path) -> Callable[[], Any]:
+    """Our compiler's call of a graph, with Winograd or without, whichever is faster."""
+    target = isa.usable(sorted(machine.isa_flags()))[0]
+    found = []
+    for winograd in (False, True):
+        home = folder / f"{path.stem}-{winograd}"
+        home.mkdir()
+        model = onnx_ir.load(path)
+        compile_graph(model, target, 1, home, winograd=winograd)
+        ends = [
+            tuple(TensorSpec(v.name, "float32", tuple(v.shape.numpy())) for v in values)
+            for values in (model.graph.inputs, model.graph.outputs)
+        ]
+        part = Part("native", {"threads": 1}, files=tuple(p.name for p in home.iterdir()))
+        runner = open_part(part, FolderStore(home), Signature(*ends, Tree(), Tree()))
+        run = partial(runner.run, [x])
+        found.append((min(timeit.repeat(run, number=20, repeat=10)), winograd, run))
+    best = min(found, key=lambda one: one[0])
+    print(f"native {path.stem}: winograd {best[1]}", flush=True)
+    return best[2]
+
+
 def speed(out: Path, rounds: int) -> None:
-    """Calls of every graph that is there in turns, on ONNX Runtime and OpenVINO."""
+    """Calls of every graph that is there in turns, on ONNX Runtime, OpenVINO and our compiler."""
     import openvino
 
-    core = openvino.Core()
+    core, folder = openvino.Core(), tempfile.TemporaryDirectory()
     calls: dict[str, Callable[[], Any]] = {}
     for path in sorted(out.glob("*.onnx")):
         options = onnxruntime.SessionOptions()
@@ -212,6 +257,8 @@ def speed(out: Path, rounds: int) -> None:
         model = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_NUM_THREADS": 1})
         request = model.create_infer_request()
         calls[f"openvino {path.stem}"] = lambda r=request, x=x: r.infer([x])
+        if not any(node.op_type == "QuantizeLinear" for node in onnx_ir.load(path).graph):
+            calls[f"native {path.stem}"] = compiled(path, x, Path(folder.name))
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, run in calls.items():
@@ -246,32 +293,46 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=8, help="of the base network")
     parser.add_argument("--epochs", type=int, help=f"of the part, in place of {EPOCHS}")
     parser.add_argument("--seeds", type=int, default=5, help="students of each kind")
+    parser.add_argument("--rounds", type=int, default=60, help="of the part speed")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of the batches")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    wanted = (args.only,) if args.only else PARTS
-    if wanted == ("speed",):  # the graphs are there; nothing is loaded beside them
-        speed(args.out, 60)
+    if args.only == "speed":  # the graphs are there; nothing is loaded beside them
+        speed(args.out, args.rounds)
         return
-    if "distill" in wanted and args.mnist:
+    if args.only in (None, "distill") and args.mnist:
         students(args.out, args.mnist, args.seeds)
-    if not args.images:
-        return
-    bench = Bench(args)
-    if "base" in wanted:
+    if args.images:
+        on_images(Bench(args), args)
+    if args.images and args.only is None:
+        speed(args.out, args.rounds)
+
+
+def on_images(bench: Bench, args: argparse.Namespace) -> None:
+    """The parts that take the base network, or the one of them that was asked for."""
+
+    def bare(epochs: int) -> None:
         if args.weights is None:
-            base(bench, args.epochs or EPOCHS["base"])
+            base(bench, epochs)
         bench.write("given", accuracy=bench.accuracy(bench.net))
-    if "qat" in wanted:
-        epochs = args.epochs or EPOCHS["qat"]
+
+    def quantised(epochs: int) -> None:
         control(bench, "qat-control", Training(epochs))
         bits(bench, epochs)
-    if "channels" in wanted:
-        epochs = args.epochs or EPOCHS["channels"]
-        channels(bench, epochs)
-        control(bench, "channels-control", Training(epochs, optimizer=sgd(0.05)))
-    if "speed" in wanted:
-        speed(args.out, 60)
+
+    ways: dict[str, Callable[[int], None]] = {
+        "base": bare,
+        "qat": quantised,
+        "channels": partial(channels, bench),
+        "control": lambda epochs: control(
+            bench, "channels-control", Training(epochs, optimizer=sgd(0.05))
+        ),
+        "taught": partial(taught, bench),
+    }
+    for name, way in ways.items():
+        if args.only in (None, name):
+            way(args.epochs or EPOCHS[name])
 
 
 if __name__ == "__main__":

@@ -31,6 +31,10 @@ from redline.trial import Bench
 Crowned = tuple[Outcome, Session, list[Record], Package | None]
 
 
+class _TooMuchError(SelfTestError):
+    """A candidate in fp32 loses more of the caller's metric than may be lost."""
+
+
 def crown(
     bench: Bench,
     outcomes: Sequence[Outcome],
@@ -40,9 +44,11 @@ def crown(
 ) -> Crowned | None:
     """Choose, open the choice here, and check it once more; what fails is struck off.
 
-    `judge` says what a candidate of lower precision may lose.
+    `judge` says what a candidate of lower precision may lose. Where none keeps the bound and some
+    fp32 is else right, that is crowned and says so.
     """
     field = list(outcomes)
+    over: list[int] = []  # right, but the metric falls by more than max_drop
     wanted = judge.wanted if judge else None
     if wanted is None and evaluate and bench.model.module:
         wanted = score(evaluate, bench.model.module)
@@ -62,10 +68,23 @@ def crown(
                 best.record, outcome="wrong result", reason=error.what, hint=error.hint
             )
             field[place] = replace(field[place], entry=replace(best, record=failed))
+            if isinstance(error, _TooMuchError):
+                over.append(place)
             continue
         field[place] = replace(field[place], entry=replace(best, record=record))
         return field[place], session, _finish_records(field, field[place], goal), package
-    return None
+    if not over:
+        return None
+    again = [outcomes[n] if n in over else outcome for n, outcome in enumerate(field)]
+    crowned = crown(bench, again, replace(goal, max_drop=None), evaluate, judge)
+    return crowned and _told(crowned, f"nothing keeps max_drop {goal.max_drop:g}, so fp32 stays")
+
+
+def _told(crowned: Crowned, why: str) -> Crowned:
+    """The same with a reason in the winner's record."""
+    winner, session, records, package = crowned
+    told = [replace(one, reason=why) if one.winner else one for one in records]
+    return winner, session, told, package
 
 
 def fall_back(bench: Bench, outcomes: Sequence[Outcome]) -> Crowned | None:
@@ -160,8 +179,9 @@ def _judge(
         return record
     found = score(evaluate, session)
     if wanted is not None and goal.max_drop is not None and wanted - found > goal.max_drop + 1e-9:
-        raise SelfTestError(
-            f"accuracy {found:.4f} against {wanted:.4f}: more than max_drop {goal.max_drop}"
+        raise _TooMuchError(
+            f"accuracy {found:.4f} against {wanted:.4f}: loses {wanted - found:.2g}, "
+            f"more than max_drop {goal.max_drop:g}"
         )
     return replace(record, accuracy=found)
 

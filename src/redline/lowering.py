@@ -11,6 +11,7 @@ import onnx_ir
 from redline.capture.cases import Case
 from redline.capture.reference import make_reference
 from redline.compress.float_nodes import named, plain_proto
+from redline.compress.lookups import unpacked_late
 from redline.compress.methods import CALIBRATED, compress
 from redline.compress.mixed import (
     SAMPLES,
@@ -69,7 +70,7 @@ class Workshop:
     def weigh(self, name: str, made: Compressed) -> Weighed:
         """Write the graph, and see what it loses in ONNX Runtime."""
         path = self.folder / f"graph-{name}.onnx"
-        path.write_bytes(to_bytes(made.graph))
+        path.write_bytes(to_bytes(unpacked_late(made.graph)))
         session = opened(path, self.model.signature)
         try:
             drop = self.judge.drop(session)

@@ -167,7 +167,8 @@ def _one(
     refused = found.refused
     if not ready:
         least = min(row.tried.drop for row in rows)
-        reason = f"it loses {least:.4g}, and {jury.max_drop:g} may be lost ({jury.how}){stopped}"
+        lost = f"{least:.4g}" if math.isfinite(least) else "more than half of every output to noise"
+        reason = f"it loses {lost}, and {jury.max_drop:g} may be lost ({jury.how}){stopped}"
         refused = (*refused, _refused(name, reason, "fp32 stays; try quantisation-aware training"))
     tried = (*found.tried, *(row.tried for row in rows))
     return replace(found, ready=(*found.ready, *ready), tried=tried, refused=refused)

@@ -17,7 +17,7 @@ import torchvision_ops  # noqa: F401 - transformers imports torchvision where th
 from redline.capture.capture import capture
 from redline.compress.calibrate import collect
 from redline.compress.float_nodes import plain_proto
-from redline.compress.int4 import awq, gptq, nearest
+from redline.compress.int4_weights import awq, gptq, nearest
 from redline.compress.methods import compress
 from redline.compress.scheme import Scheme
 from redline.errors import InputError, RefusedError

@@ -54,7 +54,7 @@ def test_magnitude_removes_the_smallest_of_all(skip):
 
 
 @pytest.mark.usefixtures("untouched")
-def test_channels_really_go_and_coupled_ones_together(skip):
+def test_channels_really_go_and_coupled_ones_together(skip, tmp_path):
     pytest.importorskip("torch_pruning")
     scheme = Scheme("channels", {"ratio": 0.5, "round": 4})
     made = prune(skip.net, scheme, skip.x[:2], skip.loader, LOSS, 3, lr=5e-3)
@@ -68,7 +68,7 @@ def test_channels_really_go_and_coupled_ones_together(skip):
     assert layers["stem"].sensitivity == pytest.approx(layers["inside"].sensitivity)
     assert 0 < layers["out"].sensitivity < 2
     assert skip.accuracy(made) > skip.accuracy(skip.net) - 0.05
-    _, found = in_onnxruntime(made, skip.x[:20])
+    _, found, _ = in_onnxruntime(made, skip.x[:20], tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(found), made(skip.x[:20]), rtol=1e-3, atol=1e-3)
 

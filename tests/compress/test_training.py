@@ -41,15 +41,18 @@ def test_qat_recovers_most_of_what_few_bits_lose(skip):
 
 @pytest.mark.parametrize(("bits", "low", "high"), [(8, -127, 127), (4, -8, 7), (2, -2, 1)])
 @pytest.mark.usefixtures("untouched")
-def test_qat_exports_pairs_that_onnxruntime_runs_alike(skip, bits, low, high):
+def test_qat_exports_pairs_that_onnxruntime_runs_alike(skip, bits, low, high, tmp_path):
     setting = {"weights": bits, "edges": bits, "narrow": False}
     made = qat(skip.net, skip.loader, LOSS, 0, scheme=Scheme("qat", setting))
-    graph, found = in_onnxruntime(made, skip.x[:40])
+    graph, found, run = in_onnxruntime(made, skip.x[:40], tmp_path)
     kinds = [node.op_type for node in graph.graph]
     layers = [layer for layer in record(made).layers if layer.precision == f"{bits}-bit weights"]
     assert len(layers) == 5
-    assert kinds.count("QuantizeLinear") == 5  # one for the input of each layer
-    assert kinds.count("DequantizeLinear") == 10
+    # one for the input of each layer, and for the output of each convolution
+    assert kinds.count("QuantizeLinear") == 9
+    assert kinds.count("DequantizeLinear") == 14
+    assert run.count("QLinearConv") == 4
+    assert "Conv" not in run
     assert "BatchNormalization" not in kinds
     weights = [value.const_value.numpy() for value in graph.graph.initializers.values()
                if value.dtype.name == "INT8" and len(value.shape) > 1]  # fmt: skip

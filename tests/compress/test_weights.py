@@ -10,6 +10,7 @@ from torch import nn
 
 from redline.capture.capture import capture
 from redline.compress.float_nodes import plain_proto
+from redline.compress.lookups import unpacked_late
 from redline.compress.methods import compress
 from redline.compress.scheme import Scheme
 from redline.errors import InputError, RefusedError
@@ -70,6 +71,18 @@ def test_int8_weights_are_within_half_a_step_of_what_they_were(model):
         axis = small.shape.index(len(scale))
         wide = scale.reshape([-1 if i == axis else 1 for i in range(small.ndim)])
         assert np.all(np.abs(small * wide - source) <= wide / 2 + 1e-6)
+
+
+def test_a_table_is_unpacked_after_the_look_up(model):
+    made = compress(model.graph, Scheme("int8-weights"))
+    late = unpacked_late(made.graph)
+    np.testing.assert_array_equal(run(late), run(made.graph))
+    makers = {value.name: node for node in late.graph for value in node.outputs}
+    tables = [node.inputs[0] for node in late.graph if node.op_type == "Gather"]
+    assert len(tables) == 2  # the bytes, and the steps of their rows
+    assert not any(table.name in makers for table in tables)
+    assert len(to_bytes(late)) < 1.1 * len(to_bytes(made.graph))
+    assert to_bytes(unpacked_late(model.graph)) == to_bytes(model.graph)
 
 
 @pytest.mark.parametrize("method", ["fp16", "int8-weights", "int8-dynamic", "int4-weights"])

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -68,14 +69,19 @@ def untouched(skip):
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in skip.net.modules())
 
 
-def in_onnxruntime(module, x):
-    """The module's ONNX graph, and what ONNX Runtime computes."""
+def in_onnxruntime(module, x, folder):
+    """The module's ONNX graph, what ONNX Runtime computes, and the operators that it runs."""
     from redline.capture.capture import capture
 
     captured = capture(module, x[:1])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as the runner does
+    options.optimized_model_filepath = str(folder / "run.onnx")
     session = onnxruntime.InferenceSession(
-        to_bytes(captured.graph), providers=["CPUExecutionProvider"]
+        to_bytes(captured.graph), options, providers=["CPUExecutionProvider"]
     )
     name = session.get_inputs()[0].name
     found = [session.run(None, {name: row[None].numpy()})[0] for row in x]
-    return captured.graph, np.concatenate(found)
+    kinds = [node.op_type for node in onnx.load(folder / "run.onnx").graph.node]
+    return captured.graph, np.concatenate(found), kinds

@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from redline import machine
+from redline.compress.biases import whole_biases
 from redline.compress.float_nodes import named, plain_proto, stay_in_float
 from redline.compress.scheme import Calibration, Compressed, Layer, Scheme
 from redline.errors import BuildError, InputError, MissingError, RefusedError
@@ -51,7 +52,7 @@ def int8(graph: ir.Model, scheme: Scheme, calibration: Calibration | None) -> Co
             hint="calibration=loader; a hundred samples like those of real use are enough",
         )
     plain = named(plain_proto(graph))
-    made = _quantized(plain, scheme, calibration, kinds)
+    made = whole_biases(_quantized(plain, scheme, calibration, kinds))
     return described(stay_in_float(made, plain, scheme.keep), made, plain, scheme)
 
 
@@ -111,7 +112,8 @@ def _quantized(
             made = nncf.quantize(
                 plain, nncf.Dataset(items), subset_size=len(items),
                 model_type=nncf.ModelType.TRANSFORMER if smooth else None,
-                fast_bias_correction=True,
+                # The fast one feeds a layer its channels' means, which is wrong at padded borders.
+                fast_bias_correction=smooth,
                 advanced_parameters=AdvancedQuantizationParameters(**given),
             )  # fmt: skip
     except Exception as error:  # nncf raises whatever its parts raise

@@ -90,19 +90,52 @@ class ActivationQuantizer(nn.Module):
 
 
 class Quantized(nn.Module):
-    """A convolution or linear layer in training: its input and its weights are rounded."""
+    """A convolution or linear layer in training: its input, its weights and, where that is given a
+    quantizer, its output are rounded. Where one layer reads what another made, both share it.
+    """
 
-    def __init__(self, layer: Any, weight: WeightQuantizer, inputs: ActivationQuantizer) -> None:
+    def __init__(
+        self, layer: Any, weight: WeightQuantizer, inputs: ActivationQuantizer,
+        outputs: ActivationQuantizer | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.layer, self.weight_quantizer, self.input_quantizer = layer, weight, inputs
+        self.output_quantizer = outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.weight_quantizer(self.layer.weight)
-        return applied(self.layer, self.input_quantizer(x), weight)
+        y = applied(self.layer, self.input_quantizer(x), weight)
+        return y if self.output_quantizer is None else self.output_quantizer(y)
+
+
+class Rounded(nn.Module):
+    """What another module makes of values on a grid, which leaves them there, told so."""
+
+    def __init__(self, inside: nn.Module, quantizer: nn.Module) -> None:
+        super().__init__()
+        self.inside, self.quantizer = inside, quantizer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.quantizer(self.inside(x))
+        return y
+
+
+class Grid(nn.Module):
+    """An ActivationQuantizer after training: its step is a constant."""
+
+    def __init__(self, trained: ActivationQuantizer) -> None:
+        super().__init__()
+        self.step, self.zero = float(trained.step().detach()), trained.zero
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.fake_quantize_per_tensor_affine(x, self.step, self.zero, 0, 255)
+
+    def extra_repr(self) -> str:
+        return f"step {self.step:.3g}, zero {self.zero}"
 
 
 class Frozen(nn.Module):
-    """The same after training: weights as integers, steps as constants.
+    """A Quantized after training: weights as integers, steps as constants.
 
     torch.onnx.export makes pairs of QuantizeLinear and DequantizeLinear of it. It runs in float64
     too, as the reference that candidates are held against.
@@ -114,8 +147,8 @@ class Frozen(nn.Module):
     def __init__(self, trained: Quantized) -> None:
         super().__init__()
         self.layer = trained.layer
-        self.input_step = float(trained.input_quantizer.step().detach())
-        self.input_zero = trained.input_quantizer.zero
+        self.input, outputs = Grid(trained.input_quantizer), trained.output_quantizer
+        self.output = nn.Identity() if outputs is None else Grid(outputs)
         weight = self.layer.weight.detach()
         self.register_buffer("levels", trained.weight_quantizer.levels(weight))
         self.register_buffer("step", trained.weight_quantizer.step().detach().clone())
@@ -126,11 +159,8 @@ class Frozen(nn.Module):
         weight = torch.ops.quantized_decomposed.dequantize_per_channel(
             self.levels, self.step, None, 0, -128, 127, torch.int8, out_dtype=wide
         )
-        x = torch.fake_quantize_per_tensor_affine(x, self.input_step, self.input_zero, 0, 255)
-        return applied(self.layer, x, weight)
-
-    def extra_repr(self) -> str:
-        return f"input step {self.input_step:.3g}"
+        y: torch.Tensor = self.output(applied(self.layer, self.input(x), weight))
+        return y
 
 
 def applied(layer: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -11,11 +11,11 @@ from redline.errors import RefusedError, UnknownNameError
 
 METHODS = {
     "int8": "redline.compress.int8:int8",
-    "int8-dynamic": "redline.compress.weights:int8_dynamic",
-    "int8-weights": "redline.compress.weights:int8_weights",
-    "int4-weights": "redline.compress.int4:int4_weights",
-    "fp16": "redline.compress.weights:half",
-    "bf16": "redline.compress.weights:half",
+    "int8-dynamic": "redline.compress.int8_dynamic:int8_dynamic",
+    "int8-weights": "redline.compress.int8_weights:int8_weights",
+    "int4-weights": "redline.compress.int4_weights:int4_weights",
+    "fp16": "redline.compress.half:half",
+    "bf16": "redline.compress.half:half",
 }
 CALIBRATED = ("int8",)  # what needs calibration data
 _QUANTIZED = (

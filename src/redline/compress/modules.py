@@ -86,17 +86,6 @@ def replaced(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
     return new.get(model, model)
 
 
-def in_order(model: nn.Module, inputs: tuple[Any, ...]) -> list[str]:
-    """Names of the layers with weights in the order in which a call reaches them."""
-    seen: dict[str, None] = {}
-    handles = [
-        layer.register_forward_pre_hook(lambda *_, name=name: seen.setdefault(name))
-        for name, layer in layers_of(model).items()
-    ]
-    _run_once(model, inputs, handles)
-    return list(seen)
-
-
 def fold_norms(model: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
     """Every BatchNorm that follows a layer with weights, in those weights; in eval mode.
 

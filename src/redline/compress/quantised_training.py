@@ -5,11 +5,13 @@ Jacob et al., arXiv 1712.05877; step sizes are learned as in LSQ (Esser et al., 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from redline.compress.dataflow import Flow, flow_of
 from redline.compress.finetune import (
     Loss,
     MakeOptimizer,
@@ -23,12 +25,19 @@ from redline.compress.finetune import (
     supervised,
 )
 from redline.compress.int8 import exact
-from redline.compress.lsq import ActivationQuantizer, Frozen, Quantized, Samples, WeightQuantizer
+from redline.compress.lsq import (
+    ActivationQuantizer,
+    Frozen,
+    Grid,
+    Quantized,
+    Rounded,
+    Samples,
+    WeightQuantizer,
+)
 from redline.compress.modules import (
     CompressedModule,
     copied,
     fold_norms,
-    in_order,
     layers_of,
     replaced,
     with_record,
@@ -48,9 +57,9 @@ def qat(
 ) -> nn.Module:  # fmt: skip
     """A copy of the model, trained with the rounding of its weights and activations.
 
-    Weights are rounded by output channel, the input of every convolution and linear layer by
-    tensor to 8 bits; BatchNorm is folded into the weights before. The result exports to ONNX with
-    Q/DQ pairs, so it goes straight into redline.optimize().
+    Weights are rounded by output channel; the input of every convolution and linear layer, and the
+    output of every convolution, by tensor to 8 bits; BatchNorm is folded into the weights before.
+    The result exports to ONNX with Q/DQ pairs, so it goes straight into redline.optimize().
 
     Args:
         model: a trained model; it is left as it is.
@@ -99,20 +108,21 @@ def prepare_qat(model: nn.Module, loader: Any, scheme: Scheme | None = None) -> 
     batches = some(loader, samples, place_of(own))
     with batch_fits("batch 0", batches[0]):
         own = fold_norms(own, batches[0])
-        order = in_order(own, batches[0])
+        flow = flow_of(own, batches[0])
     unknown = scheme.keep - set(layers_of(own))
     if unknown:
         raise InputError(f"keep names {sorted(unknown)[0]!r}, which is no layer of the model")
-    chosen = [name for name in order if name not in scheme.keep and _has_own(own, name)]
+    chosen = [name for name in flow.order if name not in scheme.keep and _has_own(own, name)]
     if not chosen:
         raise RefusedError("no convolution or linear layer can be quantised")
-    seen = _activations(own, chosen, batches)
+    ends = _activations(own, chosen, batches, flow)
     new: dict[nn.Module, nn.Module] = {}
     for name in chosen:
         layer = own.get_submodule(name)
-        low, high = _grid(edges if name in (order[0], order[-1]) else bits, scheme)
+        low, high = _grid(edges if name in (flow.order[0], flow.order[-1]) else bits, scheme)
         weight = WeightQuantizer(layer.weight, low, high)  # type: ignore[arg-type]
-        new[layer] = Quantized(layer, weight, ActivationQuantizer(torch.cat(seen[name].parts)))
+        new[layer] = Quantized(layer, weight, *ends[name])
+    new |= _between(own, flow, {name: outputs for name, (_, outputs) in ends.items() if outputs})
     return replaced(own, new)
 
 
@@ -128,6 +138,11 @@ def convert_qat(prepared: nn.Module) -> nn.Module:
     }
     if not new:
         raise InputError("the module was not made by prepare_qat()")
+    new |= {
+        each.quantizer: Grid(each.quantizer)
+        for each in own.modules()
+        if isinstance(each, Rounded) and isinstance(each.quantizer, ActivationQuantizer)
+    }
     return replaced(own, new).eval()
 
 
@@ -159,16 +174,54 @@ def _has_own(model: nn.Module, name: str) -> bool:
 
 
 def _activations(
+    model: nn.Module, names: list[str], batches: list[tuple[Any, ...]], flow: Flow
+) -> dict[str, tuple[ActivationQuantizer, ActivationQuantizer | None]]:
+    """Quantizers for the input and the output of each layer.
+
+    A convolution has one for its output, as kernels multiply bytes only where they also give them;
+    who reads that output shares it. Products give floats as fast.
+    """
+    inputs, outputs = _samples(model, names, batches)
+    made = {
+        name: ActivationQuantizer(values.clamp_min(0) if name in flow.clipped else values)
+        for name, values in outputs.items()
+        if name not in flow.last and not isinstance(model.get_submodule(name), nn.Linear)
+    }
+    found = {}
+    for name in names:
+        source = made.get(flow.source.get(name, ""))
+        found[name] = (source or ActivationQuantizer(inputs[name]), made.get(name))
+    return found
+
+
+def _between(
+    model: nn.Module, flow: Flow, made: Mapping[str, ActivationQuantizer]
+) -> dict[nn.Module, nn.Module]:
+    """What stands between layers: a ReLU behind a grid from zero on has nothing left to cut off,
+    and pooling says that what it gives is on the grid still, so that it is done in bytes.
+    """
+    new: dict[nn.Module, nn.Module] = {}
+    for name, makers in flow.relus.items():
+        if makers <= made.keys():
+            new[model.get_submodule(name)] = nn.Identity()
+    for name, makers in flow.pools.items():
+        if len(makers) == 1 and makers <= made.keys():
+            pool = model.get_submodule(name)
+            new[pool] = Rounded(pool, made[next(iter(makers))])
+    return new
+
+
+def _samples(
     model: nn.Module, names: list[str], batches: list[tuple[Any, ...]]
-) -> dict[str, Samples]:
-    """A sample of what reaches each layer."""
-    seen = {name: Samples([]) for name in names}
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(
-            lambda _, x, name=name: seen[name].take(x[0])
-        )
-        for name in names
-    ]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A sample of what reaches each layer, and of what it makes."""
+    read = {name: Samples([]) for name in names}
+    made = {name: Samples([]) for name in names}
+    handles = []
+    for name in names:
+        layer = model.get_submodule(name)
+        handles.append(layer.register_forward_pre_hook(lambda _, x, n=name: read[n].take(x[0])))
+        handles.append(layer.register_forward_hook(lambda _, x, y, n=name: made[n].take(y)))
     try:
         with torch.no_grad():
             for number, inputs in enumerate(batches):
@@ -177,7 +230,10 @@ def _activations(
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    first, second = (
+        {name: torch.cat(each.parts) for name, each in some.items()} for some in (read, made)
+    )
+    return first, second
 
 
 def _described(prepared: nn.Module, scheme: Scheme) -> tuple[Layer, ...]:

@@ -1,71 +1,31 @@
-"""Only the weights get fewer bits; activations stay in float.
-
-Smaller files, and less memory to read on backends that multiply packed weights, which is what
-limits products with few rows. fp16 and bf16 are storage: they are widened when an engine is opened.
-"""
+"""What the methods share that change weights alone: which they are, and how they are packed."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from redline.compress.float_nodes import cleaned, named, plain_proto
-from redline.compress.int8 import exact
-from redline.compress.scheme import Calibration, Compressed, Layer, Scheme
-from redline.errors import BuildError, RefusedError
+from redline.compress.scheme import Compressed, Layer, Scheme
+from redline.errors import RefusedError
 
 _LEAST = 1024  # elements: smaller weights are not worth an operator more
 _WEIGHTS = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1, "Gather": 0}
+# weights, axis of the output channels -> what is stored, the operator that unpacks it
 Pack = Callable[[np.ndarray, int], tuple[list[np.ndarray], str, dict[str, Any]]]
 
 
-def half(graph: ir.Model, scheme: Scheme, calibration: Calibration | None) -> Compressed:
-    """Weights stored as fp16 or bf16 (scheme.method), with a Cast behind each.
-
-    Raises:
-        RefusedError: a weight does not fit the range of fp16, or there are none.
-    """
-    kind: Any = np.float16 if scheme.method == "fp16" else ml_dtypes.bfloat16
-
-    def pack(array: np.ndarray, axis: int) -> tuple[list[np.ndarray], str, dict[str, Any]]:
-        with np.errstate(over="ignore"):
-            small = array.astype(kind)
-        if not np.isfinite(small.astype(np.float32)).all():
-            raise RefusedError(
-                f"a weight of {np.abs(array).max():.3g} does not fit {scheme.method}"
-            )
-        return [small], "Cast", {"to": TensorProto.FLOAT}
-
-    return _stored(graph, scheme, pack)
-
-
-def int8_weights(graph: ir.Model, scheme: Scheme, calibration: Calibration | None) -> Compressed:
-    """Weights in int8 with one scale for each output channel, symmetric, rounded to nearest.
+def stored(graph: ir.Model, scheme: Scheme, pack: Pack) -> Compressed:
+    """Every large weight packed, with the operator behind it that unpacks it.
 
     Raises:
         RefusedError: there is no weight that is large enough.
     """
-
-    def pack(array: np.ndarray, axis: int) -> tuple[list[np.ndarray], str, dict[str, Any]]:
-        axes = tuple(i for i in range(array.ndim) if i != axis)
-        scale = np.abs(array).max(axes, keepdims=True) / 127
-        scale[scale == 0] = 1
-        small = np.clip(np.rint(array / scale), -127, 127).astype(np.int8)
-        return [small, scale.reshape(-1).astype(np.float32)], "DequantizeLinear", {"axis": axis}
-
-    return _stored(graph, scheme, pack)
-
-
-def _stored(graph: ir.Model, scheme: Scheme, pack: Pack) -> Compressed:
-    """Every large weight packed, with the operator behind it that unpacks it."""
     model = named(plain_proto(graph))
     held = {tensor.name: tensor for tensor in model.graph.initializer}
     known: dict[str, str] = {}
@@ -140,35 +100,3 @@ def products(model: onnx.ModelProto) -> onnx.ModelProto:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     return model
-
-
-def int8_dynamic(graph: ir.Model, scheme: Scheme, calibration: Calibration | None) -> Compressed:
-    """Products in int8, the ranges of their inputs found at every call; for transformers on a CPU.
-
-    Raises:
-        RefusedError: the graph has no product with constant weights.
-        BuildError: onnxruntime's quantiser failed.
-    """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    model = products(named(plain_proto(graph)))
-    held = {tensor.name: tensor for tensor in model.graph.initializer}
-    found = [n.name for n, _ in readers(model, held) if n.op_type == "MatMul"]
-    inside = [name for name in found if name not in scheme.keep]
-    if not inside:
-        raise RefusedError("no product has constant weights; use int8 for convolutions")
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "in.onnx", Path(folder) / "out.onnx"
-        source.write_bytes(model.SerializeToString())
-        try:
-            quantize_dynamic(
-                source, target, per_channel=True, reduce_range=not exact(),
-                weight_type=QuantType.QInt8, nodes_to_quantize=inside,
-                extra_options={"DefaultTensorType": TensorProto.FLOAT},
-            )  # fmt: skip
-            made = onnx.load(target)
-        except Exception as error:  # the library raises whatever its parts raise
-            raise BuildError(f"onnxruntime cannot quantise it: {str(error)[:300]}") from error
-    layers = [Layer(name, "MatMul", "int8") for name in inside]
-    layers += [Layer(n, "MatMul", "fp32", "kept for accuracy") for n in scheme.keep & set(found)]
-    return Compressed(cleaned(made), scheme, tuple(layers))

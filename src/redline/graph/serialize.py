@@ -14,14 +14,15 @@ from onnx_ir.passes import common
 from redline.errors import ModelError, RefusedError
 from redline.graph import external_data
 from redline.graph.external_data import MAX_WEIGHTS
+from redline.graph.zero_points import own_zero_points
 
 
 def clean(graph: onnx_ir.Model) -> onnx_ir.Model:
     """A copy without doc strings, metadata, functions, dead nodes and unused opsets.
 
     Exporters write stack traces with the paths of the user's machine into the metadata. Weights
-    are shared with `graph`, which stays as it is; functions are inlined, and Constant nodes become
-    weights.
+    are shared with `graph`, which stays as it is; functions are inlined, Constant nodes become
+    weights, and every quantised weight gets a zero point of its own.
 
     Example:
         >>> clean(graph).metadata_props
@@ -47,6 +48,7 @@ def clean(graph: onnx_ir.Model) -> onnx_ir.Model:
                 if attribute.doc_string:  # the copy shares it with the graph that was given
                     node.attributes[name] = onnx_ir.Attr(name, attribute.type, attribute.value)
     _change_tensors(copy, _without_text)
+    own_zero_points(copy)
     return copy
 
 

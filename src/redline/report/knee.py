@@ -45,6 +45,7 @@ def knee(study: Study) -> dict[str, Any] | None:
     points.sort(key=lambda point: point["pace"])
     for point in points:
         point |= {"x": across(point["pace"]), "y": down(point["drop"])}
+    _label(points)
     steps = [worst * part / 4 for part in range(5)]
     paces = [most * part / 4 for part in range(1, 5)]
     return {
@@ -63,6 +64,17 @@ def knee(study: Study) -> dict[str, Any] | None:
     }
 
 
+def _label(points: list[dict[str, Any]]) -> None:
+    """Each name above its point, higher where another name stands there already."""
+    placed: list[tuple[float, float]] = []
+    for point in points:
+        x, y = float(point["x"]), float(point["y"]) - 9
+        while any(abs(x - a) < 8 * len(point["name"]) and abs(y - b) < 13 for a, b in placed):
+            y -= 13
+        placed.append((x, y))
+        point["label"] = f"{y:.1f}"
+
+
 def over_fp32(tried: Tried) -> float | None:
     """Its time over fp32's, both of a few calls in ONNX Runtime side by side."""
     if not tried.seconds or not tried.fp32_seconds:
@@ -77,5 +89,6 @@ def _point(name: str, pace: float, drop: float, holds: bool, winner: str) -> dic
         "drop": drop,
         "holds": holds,
         "winner": name == winner,
-        "tip": f"{name}: {pace:.2f} × fp32's time, loses {drop:.4g}",
+        "tip": f"{name}: {pace:.2f} × fp32's time, "
+        + (f"loses {drop:.4g}" if math.isfinite(drop) else "mostly noise"),
     }

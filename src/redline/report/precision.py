@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -51,7 +52,7 @@ def _level(study: Study, tried: Tried) -> Level:
     return Level(
         tried.name,
         units.size(tried.size),
-        f"{tried.drop:.4g}",
+        f"{tried.drop:.4g}" if math.isfinite(tried.drop) else "all",  # more noise than signal
         f"{tried.max_drop:g}",
         "may compete" if holds else "loses too much",
         units.seconds(best.timing.median) if best and best.timing else units.UNKNOWN,
