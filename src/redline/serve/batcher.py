@@ -101,7 +101,7 @@ class Batcher:
         self._statistics = statistics or Statistics()
         self._empty: asyncio.Future[None] | None = None
         self._closed = False
-        self._costs = Costs()
+        self._costs = Costs(queueing.inline)
         for run in runs:
             self._add_instance(run)
 
@@ -308,9 +308,9 @@ class Batcher:
         instance = self._idle.pop()
         batch = Batch([item.arrays for item in items], items, rows)
         self._running[batch] = instance
-        if self._q.inline and self._costs.most(rows) < self._q.inline:
+        if self._costs.quick(rows):
             instance.execute(batch)
-            self._settle_batch(instance, batch)
+            self._settle_batch(instance, batch, here=True)
             return True
         if self._q.run_timeout:
             batch.timer = self._loop.call_later(self._q.run_timeout, self._hang, batch)
@@ -324,15 +324,15 @@ class Batcher:
         if batch in self._hung:  # it came back after all; its thread has been replaced
             self._hung.discard(batch)
             return
-        self._settle_batch(instance, batch)
+        self._settle_batch(instance, batch, here=False)
         if self._waiting:
             self._dispatch()
 
-    def _settle_batch(self, instance: Instance, batch: Batch) -> None:
+    def _settle_batch(self, instance: Instance, batch: Batch, *, here: bool) -> None:
         del self._running[batch]
         self._idle.append(instance)
         self._turns.give(self, batch.finished - batch.started)
-        self._costs.add(batch.count, batch.finished - batch.started)
+        self._costs.add(batch.count, batch.finished - batch.started, here=here)
         self._statistics.ran(batch, batch.count)
         for item, result in zip(batch.items, batch.results, strict=True):
             item.started, item.gathered = batch.started, batch.gathered
