@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from serve_load import Load, Way, framed, measure, micro
+from serve_load import Way, framed, measure, micro
 
 HERE = Path(__file__).resolve().parent
 ENVS = Path(os.environ.get("SERVE_BENCH_ENVS", Path.home() / ".cache" / "redline-bench"))

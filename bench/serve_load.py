@@ -1,4 +1,4 @@
-"""The load tool of bench/serve.py: h2load of nghttp2, closed-loop clients, the same for every server.
+"""The load tool of bench/serve.py: h2load of nghttp2, closed-loop clients, the same for all.
 
 Written in C, it takes a tenth of a core where a client in Python would take more than the server
 that is measured. Each client has a connection of its own and one request at a time, over HTTP/1.1
