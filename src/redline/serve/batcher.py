@@ -6,7 +6,7 @@ import asyncio
 import time
 from bisect import insort
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,12 +48,20 @@ class Queueing:
     inline: float = 0.0
 
 
+Done = Callable[["Item"], None]
+
+
 class Item:
-    """A request in the queue or in a batch."""
+    """A request in the queue or in a batch.
+
+    Attributes:
+        done: called as soon as `future` has an outcome that is not a cancellation, in the same
+            turn of the loop, where the future's own callbacks would need another.
+    """
 
     __slots__ = (
-        "arrays", "batch_rows", "finished", "future", "gathered", "key", "level", "order", "queued",
-        "rows", "started", "timer",
+        "arrays", "batch_rows", "done", "finished", "future", "gathered", "key", "level", "order",
+        "queued", "rows", "started", "timer",
     )  # fmt: skip
 
     def __init__(self, arrays: Sequence[np.ndarray], rows: int, key: Key, level: int) -> None:
@@ -64,6 +72,7 @@ class Item:
         self.batch_rows = 0
         self.timer: asyncio.TimerHandle | None = None
         self.future: asyncio.Future[list[np.ndarray]]
+        self.done: Done | None = None
 
 
 class Batcher:
@@ -152,6 +161,7 @@ class Batcher:
             self._settle(item)
             self._check_empty()
         item.future.cancel()
+        item.done = None
 
     async def drained(self) -> None:
         """Wait until nothing is queued or running; hung batches are not waited for."""
@@ -342,6 +352,7 @@ class Batcher:
                 self._fail(item, result)
             elif not item.future.done():
                 item.future.set_result(result)
+                self._tell(item)
         self._check_empty()
 
     def _hang(self, batch: Batch) -> None:
@@ -370,6 +381,13 @@ class Batcher:
         self._settle(item)
         if not item.future.done():
             item.future.set_exception(error)
+            self._tell(item)
+
+    @staticmethod
+    def _tell(item: Item) -> None:
+        done, item.done = item.done, None  # or the two would keep each other until a collection
+        if done is not None:
+            done(item)
 
     @staticmethod
     def _settle(item: Item) -> None:

@@ -105,6 +105,7 @@ class _Exchange:
         self._arrived = time.perf_counter()
         self._rest, self._protocol, self._served = rest, protocol, served
         self._target, self._given = target, given
+        self._length = int(given[b"content-length"])
         self._lease = rest.shared.lease()
         self._wanted: Wanted | None = None
         self._pending: Pending | None = None
@@ -119,7 +120,7 @@ class _Exchange:
             return
         elif self.more_body:
             self._protocol.flow.resume_reading()
-            if self._late is None:
+            if self._late is None and len(self.body) < self._length:
                 seconds = self._rest.limits.read_seconds
                 self._late = self._protocol.loop.call_later(seconds, self._too_slow)
         else:

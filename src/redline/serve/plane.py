@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from redline import __version__
 from redline.serve.batcher import Item
 from redline.serve.cache import ResponseCache
@@ -155,7 +153,7 @@ class Plane:
         except ServeError as error:
             self._fail(pending, error)
         else:
-            pending.item.future.add_done_callback(partial(self._finished, pending))
+            pending.item.done = partial(self._finished, pending)
         return pending
 
     def cancel(self, pending: Pending) -> None:
@@ -166,19 +164,19 @@ class Plane:
             pending.served.batcher.cancel(pending.item)
         self._fail(pending, ServeError(Status.CANCELLED, "the client has cancelled the request"))
 
-    def _finished(self, pending: Pending, future: asyncio.Future[list[np.ndarray]]) -> None:
-        served, item = pending.served, pending.item
-        if pending.over or future.cancelled() or served is None or item is None:
+    def _finished(self, pending: Pending, item: Item) -> None:
+        served, request, error = pending.served, pending.request, item.future.exception()
+        if pending.over or served is None:
             return
-        error = future.exception()
         if error is not None:
-            self._fail(
-                pending, error if isinstance(error, Exception) else RuntimeError(repr(error))
-            )
+            self._fail(pending, error)
             return
-        request = pending.request
-        answered = served.answer(request, future.result())
-        response = Response(served.name, served.version, answered, request.id)
+        try:
+            outputs = served.answer(request, item.future.result())
+        except ServeError as wrong:
+            self._fail(pending, wrong)
+            return
+        response = Response(served.name, served.version, outputs, request.id)
         now = time.perf_counter()
         served.statistics.answered(item, pending.arrived, now)
         self._tell_hooks(pending, response, now)
@@ -186,13 +184,14 @@ class Plane:
             self.cache.put(served, pending.key, response)
         self._end(pending, response)
 
-    def _fail(self, pending: Pending, error: Exception) -> None:
+    def _fail(self, pending: Pending, error: BaseException) -> None:
         now = time.perf_counter()
-        if isinstance(error, ServeError):
+        told = error if isinstance(error, Exception) else RuntimeError(repr(error))
+        if isinstance(told, ServeError):
             if pending.served is not None:
                 pending.served.statistics.failed(pending.arrived, now)
-            self._tell_hooks(pending, error, now)
-        self._end(pending, error)
+            self._tell_hooks(pending, told, now)
+        self._end(pending, told)
 
     def _end(self, pending: Pending, outcome: Response | Exception) -> None:
         pending.over = True

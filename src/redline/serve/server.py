@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -199,6 +200,8 @@ class Server:
         await asyncio.wait({begin, end}, return_when=asyncio.FIRST_COMPLETED)
         if begin.done():
             begin.result()
+            gc.collect()
+            gc.freeze()  # what is loaded stays: no collection looks at it again
             started(self)
             assert self._task is not None
             await asyncio.wait({end, self._task}, return_when=asyncio.FIRST_COMPLETED)
