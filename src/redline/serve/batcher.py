@@ -149,8 +149,7 @@ class Batcher:
         item.future = self._loop.create_future()
         item.queued = time.perf_counter()
         self._enqueue(item)
-        seconds = self._allowed(timeout)
-        if seconds:
+        if seconds := self._allowed(timeout):
             item.timer = self._loop.call_later(seconds, self._late, item)
         self._schedule()
         return item
@@ -246,8 +245,7 @@ class Batcher:
         self._scheduled = False
         while self._idle and self._waiting and not self._closed:
             head, group, rows = self._candidates()
-            wait = self._wait(head, rows)
-            if wait > 0:
+            if (wait := self._wait(head, rows)) > 0:
                 self._wake_in(wait)
                 return
             if not self._turns.take(self, self._schedule):

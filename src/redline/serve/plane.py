@@ -48,7 +48,7 @@ class Times(NamedTuple):
 
 
 Hook = Callable[[Request, Response | ServeError, Times], None]
-Tell = Callable[[Response | Exception], object]
+Tell = Callable[[Response | Exception], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -126,7 +126,12 @@ class Plane:
             ServeError: why it is not answered.
         """
         answered: asyncio.Future[Response | Exception] = asyncio.get_running_loop().create_future()
-        pending = self.begin(request, lambda told: answered.done() or answered.set_result(told))
+
+        def tell(outcome: Response | Exception) -> None:
+            if not answered.done():
+                answered.set_result(outcome)
+
+        pending = self.begin(request, tell)
         try:
             outcome = await answered
         except asyncio.CancelledError:
