@@ -1,6 +1,6 @@
 """Claim: serving costs less than with MLServer, LitServe, BentoML and Ray Serve (docs/serving.md).
 
-    python bench/serve.py [mlp] [resnet18] [minilm] [--setup] [--batching] [--workers] [--idle]
+    python bench/serve.py [mlp|resnet18|minilm|wide ...] [--setup] [--batching] [--workers] [--idle]
 
 The same ONNX graph in ONNX Runtime with the same threads behind every server, the same load tool
 (serve_load.py), everything on the same cores, one server at a time. --setup makes a virtual
@@ -65,6 +65,10 @@ def make(name: str, folder: Path) -> Case:
     torch.manual_seed(0)
     if name == "minilm":
         module, example = minilm()
+    elif name == "wide":  # its time is that of reading 84 MB of weights, once for a batch
+        layers = [torch.nn.Linear(1024, 4096), torch.nn.ReLU(), torch.nn.Linear(4096, 4096),
+                  torch.nn.ReLU(), torch.nn.Linear(4096, 16)]  # fmt: skip
+        module, example = torch.nn.Sequential(*layers).eval(), torch.randn(1, 1024)
     else:
         module, example = models.ZOO[name][1]()
     path = folder / f"{name}.onnx"
@@ -350,6 +354,7 @@ def main() -> None:
             batching(case)
     if everything:
         batching(make("minilm", folder))
+        batching(make("wide", folder))
     if everything or "--workers" in flags:
         workers(make("mlp", folder))
     if everything or "--idle" in flags:

@@ -319,5 +319,9 @@ def test_costs_forgive_one_delay_and_find_back_to_the_loop():
     costs.add(1, 2e-5, here=True)
     assert costs.quick(1)
     costs.add(1, 2e-3, here=True)  # long enough to be the engine at once
-    assert not any(costs.quick(1) for _ in range(64))
+    assert not any(costs.quick(1) for _ in range(100))
+    costs.add(1, 9e-3, here=False)
+    costs.add(1, 9e-4, here=False)  # among waits for the interpreter, one that had none
+    tried = [costs.quick(1) for _ in range(64)]
+    assert sum(tried) == 1  # half as often, after a try that was too long
     assert not Costs(0).quick(1)

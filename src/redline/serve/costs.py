@@ -11,8 +11,9 @@ class Costs:
 
     A single long run of up to ten times the limit is forgiven: the machine had other work. And a
     time that was taken in a thread has its wait for the interpreter in it, which on a busy server
-    is longer than a small network: now and then such a batch is tried on the loop, and what it
-    takes there is believed.
+    is longer than a small network: now and then, where one of the last was short enough, such a
+    batch is tried on the loop, and what it takes there is believed. Each try that was too long
+    makes the next one come half as often.
 
     Args:
         limit: seconds below which a batch is quick; 0 for never.
@@ -22,12 +23,18 @@ class Costs:
         self.limit = limit
         self._recent: dict[int, float] = {}
         self._odd: set[int] = set()
+        self._least: dict[int, float] = {}  # since the last try
         self._asked: dict[int, int] = {}
+        self._every: dict[int, int] = {}
 
     def add(self, rows: int, seconds: float, *, here: bool) -> None:
         """A batch took so long; `here` on the loop, else in a thread."""
         size = rows.bit_length()
         before = self._recent.get(size, seconds)
+        if not here:
+            self._least[size] = min(seconds, self._least.get(size, seconds))
+        elif seconds > _ODD * self.limit:
+            self._every[size] = 2 * self._every.get(size, _TRY)
         if seconds <= 4 * before:
             quicker = here and seconds < before
             self._recent[size] = seconds if quicker else 0.9 * before + 0.1 * seconds
@@ -41,9 +48,12 @@ class Costs:
         """Whether so many rows may run on the loop; False where no such batch has run yet."""
         size = rows.bit_length()
         recent = self._recent.get(size)
-        if recent is None or recent > _ODD * self.limit:
+        if recent is None or not self.limit:
             return False
         if recent < self.limit:
             return True
         asked = self._asked[size] = self._asked.get(size, 0) + 1
-        return asked % _TRY == 0 and self.limit > 0
+        if asked < self._every.get(size, _TRY):
+            return False
+        self._asked[size] = 0
+        return self._least.pop(size, recent) <= _ODD * self.limit
