@@ -28,6 +28,7 @@ from redline.serve.served import Served
 _log = logging.getLogger("redline.serve")
 _MOST = 4 << 20  # bytes of a body; larger ones gain nothing here
 _JOIN = 1 << 16
+_LONGEST = 300  # bytes of a path; names have 128
 _URL = re.compile(rb"/v2/models/([A-Za-z0-9_][A-Za-z0-9._-]*)(?:/versions/([0-9]+))?/infer")
 _SPECIAL = frozenset({b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"})
 _STATUS = {
@@ -58,7 +59,8 @@ class Direct:
 
     def take(self, protocol: DirectProtocol) -> _Exchange | None:
         """An exchange for the request whose headers have just been read, or None."""
-        parser, target = protocol.parser, _target(protocol.url[:300])
+        parser = protocol.parser
+        target = _target(protocol.url) if len(protocol.url) <= _LONGEST else None
         if (
             target is None
             or parser.get_method() != b"POST"
@@ -68,14 +70,11 @@ class Direct:
         ):
             return None
         given = dict(protocol.headers)
-        length, coding = given.get(b"content-length", b""), given.get(b"accept-encoding", b",")
+        length, coding = given.get(b"content-length", b""), given.get(b"accept-encoding", b"")
         most = min(_MOST, self.rest.limits.body)
-        if (
-            not length.isdigit()
-            or int(length) > most
-            or b"," not in coding
-            or _SPECIAL & set(given)
-        ):
+        if not length.isdigit() or int(length) > most or _SPECIAL & set(given):
+            return None
+        if coding and coding.split(b";")[0].strip().lower() in (b"gzip", b"deflate"):
             return None
         try:
             if self.admit is not None:
