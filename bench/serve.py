@@ -1,6 +1,6 @@
 """Claim: serving costs less than with MLServer, LitServe, BentoML and Ray Serve (docs/serving.md).
 
-    python bench/serve.py [mlp] [resnet18] [minilm] [--setup] [--batching] [--workers] [--idle]
+    python bench/serve.py [mlp|resnet18|minilm|wide ...] [--setup] [--batching] [--workers] [--idle]
 
 The same ONNX graph in ONNX Runtime with the same threads behind every server, the same load tool
 (serve_load.py), everything on the same cores, one server at a time. --setup makes a virtual
@@ -29,15 +29,15 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import uvloop
 
-from serve_load import Load, http, micro, run_grpc, run_http
+from serve_load import Way, framed, measure, micro
 
 HERE = Path(__file__).resolve().parent
 ENVS = Path(os.environ.get("SERVE_BENCH_ENVS", Path.home() / ".cache" / "redline-bench"))
 NEEDS = {"mlserver": "mlserver", "litserve": "litserve", "bentoml": "bentoml", "ray": "ray[serve]"}
 CLIENTS = (1, 8, 64)
-SECONDS, START = 3.0, 60.0
+OCTETS = ("content-type: application/octet-stream",)
+SECONDS, START = 3, 60.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,10 @@ def make(name: str, folder: Path) -> Case:
     torch.manual_seed(0)
     if name == "minilm":
         module, example = minilm()
+    elif name == "wide":  # its time is that of reading 84 MB of weights, once for a batch
+        layers = [torch.nn.Linear(1024, 4096), torch.nn.ReLU(), torch.nn.Linear(4096, 4096),
+                  torch.nn.ReLU(), torch.nn.Linear(4096, 16)]  # fmt: skip
+        module, example = torch.nn.Sequential(*layers).eval(), torch.randn(1, 1024)
     else:
         module, example = models.ZOO[name][1]()
     path = folder / f"{name}.onnx"
@@ -145,9 +149,6 @@ def wait_for(server: subprocess.Popen, port: int, path: str, log) -> None:
     raise RuntimeError(f"did not start: {' '.join(last)[:150]}")
 
 
-Way = tuple[str, int, bytes]  # "http" or "grpc", port, request
-
-
 @contextlib.contextmanager
 def redline(case: Case, *options: str) -> Iterator[tuple[int, dict[str, Way]]]:
     """Ours, and the three ways to ask it."""
@@ -164,9 +165,9 @@ def redline(case: Case, *options: str) -> Iterator[tuple[int, dict[str, Way]]]:
             yield (
                 pid,
                 {
-                    "REST, JSON": ("http", port, v2_json(case)),
-                    "REST, binary": ("http", port, v2_binary(case)),
-                    "gRPC": ("grpc", rpc, v2_grpc(case)),
+                    "REST, JSON": v2_json(case, port),
+                    "REST, binary": v2_binary(case, port),
+                    "gRPC": v2_grpc(case, rpc),
                 },
             )
 
@@ -176,26 +177,32 @@ def v2_input(case: Case) -> dict:
     return {"name": "x", "shape": list(case.x.shape), "datatype": kind}
 
 
-def v2_json(case: Case) -> bytes:
+def local(port: int, path: str) -> str:
+    return f"http://127.0.0.1:{port}{path}"
+
+
+def v2_json(case: Case, port: int) -> Way:
     told = v2_input(case) | {"data": case.x.ravel().tolist()}
-    return http("/v2/models/m/infer", json.dumps({"inputs": [told]}).encode())
+    return Way(local(port, "/v2/models/m/infer"), json.dumps({"inputs": [told]}).encode())
 
 
-def v2_binary(case: Case) -> bytes:
+def v2_binary(case: Case, port: int) -> Way:
     told = v2_input(case) | {"parameters": {"binary_data_size": case.x.nbytes}}
     head = {"inputs": [told], "parameters": {"binary_data_output": True}}
     text = json.dumps(head).encode()
-    length = f"inference-header-content-length: {len(text)}"
-    return http("/v2/models/m/infer", text + case.x.tobytes(), length)
+    headers = (*OCTETS, f"inference-header-content-length: {len(text)}")
+    return Way(local(port, "/v2/models/m/infer"), text + case.x.tobytes(), headers)
 
 
-def v2_grpc(case: Case) -> bytes:
-    from redline.serve.proto import message
+def v2_grpc(case: Case, port: int) -> Way:
+    from redline.serve.proto import SERVICE, message
 
     wire = message("ModelInferRequest")(model_name="m")
     wire.inputs.add(**v2_input(case))
     wire.raw_input_contents.append(case.x.tobytes())
-    return bytes(wire.SerializeToString())
+    headers = ("content-type: application/grpc", "te: trailers")
+    url = local(port, f"/{SERVICE}/ModelInfer")
+    return Way(url, framed(wire.SerializeToString()), headers, grpc=True)
 
 
 @contextlib.contextmanager
@@ -210,7 +217,7 @@ def rival(name: str, case: Case) -> Iterator[tuple[int, dict[str, Way]]]:
     env = {"SERVE_BENCH": case.told(), "PYTHONPATH": str(HERE), "DO_NOT_TRACK": "1",
            "BENTOML_DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}  # fmt: skip
     command, path = [str(python), str(HERE / "serve_rivals.py"), name, str(port)], "/predict"
-    ways = {"REST, base64 in JSON": ("http", port, http("/predict", text))}
+    ways = {"REST, base64 in JSON": Way(local(port, "/predict"), text)}
     with tempfile.TemporaryDirectory() as folder:
         if name == "mlserver":
             settings = {"host": "127.0.0.1", "http_port": port, "grpc_port": rpc,
@@ -220,22 +227,15 @@ def rival(name: str, case: Case) -> Iterator[tuple[int, dict[str, Way]]]:
             Path(folder, "settings.json").write_text(json.dumps(settings))
             Path(folder, "model-settings.json").write_text(json.dumps(model))
             command, path = [str(python.parent / "mlserver"), "start", folder], "/v2/health/ready"
-            ways = {"REST, JSON": ("http", port, v2_json(case)),
-                    "gRPC": ("grpc", rpc, v2_grpc(case))}  # fmt: skip
+            ways = {"REST, JSON": v2_json(case, port), "gRPC": v2_grpc(case, rpc)}
         elif name == "bentoml":
             command = [str(python), "-m", "bentoml", "serve", "serve_rivals:BentoModel",
                        "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
             path = "/readyz"
         elif name == "ray":
-            ways = {"REST, bytes": ("http", port, http("/predict", case.x.tobytes(), "a: b"))}
+            ways = {"REST, bytes": Way(local(port, "/predict"), case.x.tobytes(), OCTETS)}
         with started(command, port, path, env) as pid:
             yield pid, ways
-
-
-def measure(way: Way, clients: int, seconds: float = SECONDS) -> Load:
-    kind, port, request = way
-    run = run_http if kind == "http" else run_grpc
-    return uvloop.run(run(port, request, clients, seconds))
 
 
 def bare(case: Case, seconds: float = 2.0) -> np.ndarray:
@@ -262,7 +262,7 @@ def against_rivals(case: Case) -> None:
         try:
             with serving as (_, ways):
                 for label, way in ways.items():
-                    found = [measure(way, clients) for clients in CLIENTS]
+                    found = [measure(way, clients, SECONDS) for clients in CLIENTS]
                     rates[f"{name}, {label}"] = [load.rate for load in found]
                     cells = " | ".join(load.cell() for load in found)
                     print(f"| {name}, {label} | {cells} |", flush=True)
@@ -292,8 +292,8 @@ def batching(case: Case) -> None:
     with redline(case, "--max-batch", "1") as (_, single), redline(case) as (_, many):
         for turn in range(3):
             for clients in (1, 64):
-                one = measure(single["REST, binary"], clients, 2.0)
-                all_ = measure(many["REST, binary"], clients, 2.0)
+                one = measure(single["REST, binary"], clients, 2)
+                all_ = measure(many["REST, binary"], clients, 2)
                 print(
                     f"| {turn + 1} | {clients} | {one.cell()} | {all_.cell()} | "
                     f"{all_.rate / one.rate:.2f}× |", flush=True,
@@ -307,14 +307,14 @@ def workers(case: Case) -> None:
     for count in (1, 2):
         with redline(case, "--workers", str(count)) as (_, ways):
             time.sleep(2)  # the others of them start
-            cells = " | ".join(measure(ways["REST, binary"], n).cell() for n in CLIENTS)
+            cells = " | ".join(measure(ways["REST, binary"], n, SECONDS).cell() for n in CLIENTS)
             print(f"| {count} | {cells} |", flush=True)
 
 
 def idle(case: Case) -> None:
     """CPU time of a server that nobody asks anything."""
     with redline(case) as (pid, ways):
-        measure(ways["REST, binary"], 8, 1.0)
+        measure(ways["REST, binary"], 8, 1)
         time.sleep(1)
         process, seconds = psutil.Process(pid), 10.0
         before = sum(process.cpu_times()[:2])
@@ -354,6 +354,7 @@ def main() -> None:
             batching(case)
     if everything:
         batching(make("minilm", folder))
+        batching(make("wide", folder))
     if everything or "--workers" in flags:
         workers(make("mlp", folder))
     if everything or "--idle" in flags:

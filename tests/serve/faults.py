@@ -239,6 +239,8 @@ class Process:
         for line in self.popen.stderr:
             self.said.append(line)
             if found := re.search(r"models on https?://[^:]+:(\d+)", line):
+                self.said.append(rpc := self.popen.stderr.readline())
+                self.rpc = int(rpc.rpartition(":")[2])
                 self.reader = threading.Thread(target=self._drain, daemon=True)
                 self.reader.start()
                 return int(found[1])

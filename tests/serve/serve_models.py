@@ -39,6 +39,19 @@ def mlp(batch: int | str = "batch", scale: float = 1.0) -> onnx.ModelProto:
     )
 
 
+def add_sub() -> onnx.ModelProto:
+    """Triton's "simple": the sum and the difference of two inputs of 16 int32."""
+    info, shape = helper.make_tensor_value_info, ["batch", 16]
+    return _model(
+        [
+            helper.make_node("Add", ["INPUT0", "INPUT1"], ["OUTPUT0"]),
+            helper.make_node("Sub", ["INPUT0", "INPUT1"], ["OUTPUT1"]),
+        ],
+        [info(f"INPUT{k}", TensorProto.INT32, shape) for k in (0, 1)],
+        [info(f"OUTPUT{k}", TensorProto.INT32, shape) for k in (0, 1)],
+    )
+
+
 def gather() -> onnx.ModelProto:
     """y = 10 * i for indices 0 to 3; another index is an error while it runs."""
     info = helper.make_tensor_value_info

@@ -1,10 +1,12 @@
 """Random and damaged bytes for the tensor parsers: an array that is right, or a ServeError."""
 
+import json
 import random
 import time
 
 import numpy as np
 import pytest
+from fuzzing import fuzz_seconds
 from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +14,10 @@ from hypothesis import strategies as st
 from redline.serve import dtypes
 from redline.serve.grpc_tensors import TensorLimits, to_request
 from redline.serve.messages import ServeError
+from redline.serve.opening import Tensor
 from redline.serve.proto import message
+from redline.serve.rest_tensors import parse_request
+from redline.serve.settings import Limits
 from redline.serve.shared_memory import SharedMemory
 
 NAMES = [
@@ -20,6 +25,7 @@ NAMES = [
     "FP32", "FP64", "BF16", "BYTES",
 ]  # fmt: skip
 LIMITS = TensorLimits(tensors=16, elements=1 << 16, rank=8)
+REST = Limits(elements=1 << 16, json_elements=1 << 12, rank=8, tensors=16)
 Wire = message("ModelInferRequest")
 
 
@@ -86,6 +92,52 @@ def ask(data):
     return "taken"
 
 
+def body_of(rng):
+    """A request's body by the binary extension, and the length of its JSON."""
+    specs, data = [], b""
+    for number in range(rng.randrange(1, 4)):
+        datatype = rng.choice(NAMES)
+        shape = [rng.randrange(4) for _ in range(rng.randrange(4))]
+        array = np.full(shape, b"ab" if datatype == "BYTES" else 1, dtypes.to_numpy_dtype(datatype))
+        packed = bytes(dtypes.to_bytes(array))
+        spec = {"name": f"x{number}", "datatype": datatype, "shape": shape}
+        specs.append(spec | {"parameters": {"binary_data_size": len(packed)}})
+        data += packed
+    outputs = [{"name": "y", "parameters": {"binary_data": True}}]
+    text = json.dumps({"id": "1", "inputs": specs, "outputs": outputs}).encode()
+    return text, data
+
+
+def damaged_body(rng):
+    """(body, what its header says of the JSON's length), one of them wrong or both."""
+    text, data = body_of(rng)
+    text = damage(text, rng) if rng.random() < 0.5 else text
+    data = damage(data, rng) if rng.random() < 0.5 else data
+    said = b"%d" % len(text)
+    if rng.random() < 0.2:
+        said = rng.choice([b"", b"-1", b"x", b"0", b"%d" % rng.randrange(400), b"9" * 30])
+    return text + data, said
+
+
+def ask_rest(body, said):
+    """What becomes of a request's bytes over HTTP: "refused" or "taken"."""
+    only = Tensor("x0", np.dtype(np.float32), "FP32", (-1, 4))
+    try:
+        request, _ = parse_request("m", "", body, said, REST, only)
+    except ServeError as error:
+        return "refused" if error.what else "refused without a reason"
+    for array in request.inputs.values():
+        assert array.size <= REST.elements
+    return "taken"
+
+
+def test_damaged_bodies():
+    rng = random.Random(0)
+    whole = body_of(rng)
+    assert ask_rest(b"".join(whole), b"%d" % len(whole[0])) == "taken"
+    assert {ask_rest(*damaged_body(rng)) for _ in range(1500)} == {"refused", "taken"}
+
+
 def test_an_empty_tensor_that_no_array_can_have_is_refused():
     assert not parse(b"", "FP32", (0, 1 << 62, 1 << 62))
     assert parse(b"", "FP32", (0, 1 << 10))
@@ -126,13 +178,15 @@ def test_damaged_messages():
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_ten_minutes_of_it():
+def test_fuzz_the_parsers_for_ten_minutes():
     seed = time.time_ns()
     print(f"seed {seed}")  # shown when it fails
-    rng, end, rounds = random.Random(seed), time.monotonic() + 600, 0
+    seconds = fuzz_seconds()
+    rng, end, rounds = random.Random(seed), time.monotonic() + seconds, 0
     while time.monotonic() < end:
         ask(damage(question(rng), rng))
+        assert ask_rest(*damaged_body(rng)) in ("refused", "taken")
         shape = tuple(rng.choice([0, 1, 2, 3, -1, 1 << 40]) for _ in range(rng.randrange(4)))
         parse(rng.randbytes(rng.randrange(64)), rng.choice(NAMES), shape)
         rounds += 1
-    assert rounds > 10_000
+    assert rounds > 16 * seconds

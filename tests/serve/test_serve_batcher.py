@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from redline.serve.batcher import Batcher, Queueing
+from redline.serve.costs import Costs
 from redline.serve.messages import ServeError, Status
 from redline.serve.turns import Turns
 
@@ -293,11 +294,34 @@ def test_quick_batches_run_on_the_loop_and_slow_ones_do_not():
         return [arrays[0] + 1]
 
     async def main():
-        batcher = Batcher([run_here], 1, Queueing(max_batch=8, inline=0.05))
-        for seconds in (0.0, 0.0, 0.3, 0.0, 0.0):
+        batcher = Batcher([run_here], 1, Queueing(max_batch=8, inline=0.03))
+        for seconds in (0.0, 0.0, 0.4, 0.0, 0.0):
             await submit(batcher, seconds).future
         await finish(batcher)
 
     asyncio.run(main())
     # Unknown, quick, quick as far as one could know, then known to be slow.
     assert places == [False, True, True, False, False]
+
+
+def test_costs_forgive_one_delay_and_find_back_to_the_loop():
+    costs = Costs(1e-4)
+    assert not costs.quick(1)  # nothing is known
+    costs.add(1, 2e-5, here=True)
+    assert costs.quick(1)
+    assert not costs.quick(8)
+    costs.add(1, 5e-4, here=True)  # the machine had other work
+    assert costs.quick(1)
+    costs.add(1, 5e-4, here=True)  # and again: it is the engine
+    assert not costs.quick(1)
+    tried = [costs.quick(1) for _ in range(64)]
+    assert sum(tried) == 2  # now and then
+    costs.add(1, 2e-5, here=True)
+    assert costs.quick(1)
+    costs.add(1, 2e-3, here=True)  # long enough to be the engine at once
+    assert not any(costs.quick(1) for _ in range(100))
+    costs.add(1, 9e-3, here=False)
+    costs.add(1, 9e-4, here=False)  # among waits for the interpreter, one that had none
+    tried = [costs.quick(1) for _ in range(64)]
+    assert sum(tried) == 1  # half as often, after a try that was too long
+    assert not Costs(0).quick(1)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -143,3 +144,39 @@ def test_the_python_example_of_the_page_works(server):
     names["client"].close()
     expected = serve_models.expected(np.ones((1, 8), np.float32))
     np.testing.assert_allclose(names["y"], expected, rtol=1e-5)
+
+
+def test_workers_share_the_port_of_grpc_too(models):
+    """Also one that was free: each worker says the same, and calls on it are answered."""
+    grpc = pytest.importorskip("grpc")
+    command = [sys.executable, "-m", "redline", "serve", str(models), "--workers", "2"]
+    command += ["--http-port", "0", "--grpc-port", "0", "--threads", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        said = []
+        while sum("gRPC on 127" in line for line in said) < 2:
+            said.append(process.stderr.readline())
+            assert said[-1], "".join(said)
+        ports = re.findall(r"gRPC on (?:port |127.0.0.1:)(\d+)", "".join(said))
+        assert len(ports) == 3
+        assert len(set(ports)) == 1
+        for _ in range(8):
+            with grpc.insecure_channel(f"127.0.0.1:{ports[0]}") as channel:
+                call = channel.unary_unary("/inference.GRPCInferenceService/ServerReady")
+                assert call(b"", timeout=30) == b"\x08\x01"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def test_workers_say_that_the_port_of_grpc_is_taken(models):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "redline", "serve", str(models), "--workers", "2"]
+        command += ["--http-port", "0", "--grpc-port", port]
+        told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert told.returncode != 0
+    assert f"cannot listen on 127.0.0.1 port {port}" in told.stderr

@@ -51,6 +51,15 @@ def test_waiting_for_more_loses_where_rows_cost_what_they_cost():
     assert found.setting.delay == 0.0
 
 
+def test_a_short_trace_does_not_make_batches_of_a_model_that_gains_nothing_by_them():
+    """Twelve requests: what one batch or another gives is chance, so the plainest is kept."""
+    grid = settings_to_try(16, 0.4, instances=1)
+    arrivals = poisson(60, 0.2)
+    found = asyncio.run(tune([model(0.0, 0.004)], inputs, Queueing(), arrivals, 0.4, grid)).best
+    assert found is not None
+    assert found.setting == Setting(1, 1, 0.0)
+
+
 def test_without_a_setting_that_reaches_the_goal_there_is_no_best():
     assert best(model(0.03, 0.0), 100, 0.001) is None
 
@@ -123,6 +132,20 @@ def test_what_is_written_is_what_the_server_reads(tmp_path):
     write_config(tmp_path, Setting(1, 8, 0.0))
     found = parse_config(read_config(tmp_path))
     assert (found.max_batch_size, found.levels, found.instances) == (8, 3, 1)
+
+
+def test_a_setting_without_batches_keeps_what_a_model_says_of_its_queue(tmp_path):
+    queue = {"default_queue_policy": {"max_queue_size": 7}, "priority_levels": 3}
+    batches = {"preferred_batch_size": [4], "max_queue_delay_microseconds": 500}
+    given = {"dynamic_batching": queue | batches, "max_batch_size": 4, "parameters": {"a": "b"}}
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    write_config(tmp_path, Setting(2, 1, 0.0))
+    written = read_config(tmp_path)
+    assert written["dynamic_batching"] == queue
+    found = parse_config(written)
+    assert (found.max_batch_size, found.queue_size, found.levels) == (0, 7, 3)
+    assert (found.instances, found.preferred, found.delay) == (2, (), None)
+    assert written["parameters"] == {"a": "b"}
 
 
 def test_the_command_prints_the_table_as_json_and_writes_only_when_asked(tmp_path):

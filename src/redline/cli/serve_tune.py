@@ -145,6 +145,16 @@ def _text(setting: Setting) -> str:
     return "\n".join([*lines, ""])
 
 
+def _batching(given: dict[str, Any], setting: Setting) -> dict[str, Any]:
+    """What a config.json says of its queue stays; what it says of batches is the setting's."""
+    kept = {
+        key: value
+        for key, value in given.items()
+        if key not in ("preferred_batch_size", "max_queue_delay_microseconds")
+    }
+    return kept | dict(_fields(setting).get("dynamic_batching", {}))
+
+
 def write_config(home: Path, setting: Setting) -> Path:
     """Put a setting into a model's config.pbtxt, or into its config.json where it has one.
 
@@ -160,9 +170,10 @@ def write_config(home: Path, setting: Setting) -> Path:
     target = home / ("config.json" if (home / "config.json").is_file() else "config.pbtxt")
     fields = _fields(setting)
     if target.suffix == ".json":
-        kept = {key: value for key, value in given.items() if key != "dynamic_batching"}
-        batching = dict(given.get("dynamic_batching", {})) | fields.get("dynamic_batching", {})
-        merged = kept | fields | ({"dynamic_batching": batching} if setting.batch > 1 else {})
+        merged = given | fields
+        batching = _batching(given.get("dynamic_batching", {}), setting)
+        if batching:
+            merged["dynamic_batching"] = batching
         text = json.dumps(merged, indent=2) + "\n"
     else:
         taken = sorted({*given} & {"max_batch_size", "dynamic_batching", "instance_group"})

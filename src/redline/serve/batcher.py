@@ -6,7 +6,7 @@ import asyncio
 import time
 from bisect import insort
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,12 +48,20 @@ class Queueing:
     inline: float = 0.0
 
 
+Done = Callable[["Item"], None]
+
+
 class Item:
-    """A request in the queue or in a batch."""
+    """A request in the queue or in a batch.
+
+    Attributes:
+        done: called as soon as `future` has an outcome that is not a cancellation, in the same
+            turn of the loop, where the future's own callbacks would need another.
+    """
 
     __slots__ = (
-        "arrays", "batch_rows", "finished", "future", "gathered", "key", "level", "order", "queued",
-        "rows", "started", "timer",
+        "arrays", "batch_rows", "done", "finished", "future", "gathered", "key", "level", "order",
+        "queued", "rows", "started", "timer",
     )  # fmt: skip
 
     def __init__(self, arrays: Sequence[np.ndarray], rows: int, key: Key, level: int) -> None:
@@ -64,6 +72,7 @@ class Item:
         self.batch_rows = 0
         self.timer: asyncio.TimerHandle | None = None
         self.future: asyncio.Future[list[np.ndarray]]
+        self.done: Done | None = None
 
 
 class Batcher:
@@ -101,7 +110,7 @@ class Batcher:
         self._statistics = statistics or Statistics()
         self._empty: asyncio.Future[None] | None = None
         self._closed = False
-        self._costs = Costs()
+        self._costs = Costs(queueing.inline)
         for run in runs:
             self._add_instance(run)
 
@@ -140,8 +149,7 @@ class Batcher:
         item.future = self._loop.create_future()
         item.queued = time.perf_counter()
         self._enqueue(item)
-        seconds = self._allowed(timeout)
-        if seconds:
+        if seconds := self._allowed(timeout):
             item.timer = self._loop.call_later(seconds, self._late, item)
         self._schedule()
         return item
@@ -152,6 +160,7 @@ class Batcher:
             self._settle(item)
             self._check_empty()
         item.future.cancel()
+        item.done = None
 
     async def drained(self) -> None:
         """Wait until nothing is queued or running; hung batches are not waited for."""
@@ -236,8 +245,7 @@ class Batcher:
         self._scheduled = False
         while self._idle and self._waiting and not self._closed:
             head, group, rows = self._candidates()
-            wait = self._wait(head, rows)
-            if wait > 0:
+            if (wait := self._wait(head, rows)) > 0:
                 self._wake_in(wait)
                 return
             if not self._turns.take(self, self._schedule):
@@ -308,9 +316,9 @@ class Batcher:
         instance = self._idle.pop()
         batch = Batch([item.arrays for item in items], items, rows)
         self._running[batch] = instance
-        if self._q.inline and self._costs.most(rows) < self._q.inline:
+        if self._costs.quick(rows):
             instance.execute(batch)
-            self._settle_batch(instance, batch)
+            self._settle_batch(instance, batch, here=True)
             return True
         if self._q.run_timeout:
             batch.timer = self._loop.call_later(self._q.run_timeout, self._hang, batch)
@@ -324,15 +332,15 @@ class Batcher:
         if batch in self._hung:  # it came back after all; its thread has been replaced
             self._hung.discard(batch)
             return
-        self._settle_batch(instance, batch)
+        self._settle_batch(instance, batch, here=False)
         if self._waiting:
             self._dispatch()
 
-    def _settle_batch(self, instance: Instance, batch: Batch) -> None:
+    def _settle_batch(self, instance: Instance, batch: Batch, *, here: bool) -> None:
         del self._running[batch]
         self._idle.append(instance)
         self._turns.give(self, batch.finished - batch.started)
-        self._costs.add(batch.count, batch.finished - batch.started)
+        self._costs.add(batch.count, batch.finished - batch.started, here=here)
         self._statistics.ran(batch, batch.count)
         for item, result in zip(batch.items, batch.results, strict=True):
             item.started, item.gathered = batch.started, batch.gathered
@@ -342,6 +350,7 @@ class Batcher:
                 self._fail(item, result)
             elif not item.future.done():
                 item.future.set_result(result)
+                self._tell(item)
         self._check_empty()
 
     def _hang(self, batch: Batch) -> None:
@@ -370,6 +379,13 @@ class Batcher:
         self._settle(item)
         if not item.future.done():
             item.future.set_exception(error)
+            self._tell(item)
+
+    @staticmethod
+    def _tell(item: Item) -> None:
+        done, item.done = item.done, None  # or the two would keep each other until a collection
+        if done is not None:
+            done(item)
 
     @staticmethod
     def _settle(item: Item) -> None:

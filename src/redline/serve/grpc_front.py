@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
@@ -170,19 +171,32 @@ def handlers(service: Service) -> dict[str, Any]:
     """gRPC's handler of every method of the service."""
     found = {}
     for name, method in METHODS.items():
-        request = message(method.input_type.name).FromString
+        read = reader(method.input_type.name)
         kind = message(method.output_type.name)
-        if name == "ModelInfer":
-            call: Any = _infer(service)
-        elif name == "ModelStreamInfer":
+        if name == "ModelStreamInfer":
             found[name] = grpc.stream_stream_rpc_method_handler(
-                service.stream, request, kind.SerializeToString
+                service.stream, read, kind.SerializeToString
             )
             continue
-        else:
-            call = _unary(getattr(service, _snake(name)), kind)
-        found[name] = grpc.unary_unary_rpc_method_handler(call, request, kind.SerializeToString)
+        call = _infer(service) if name == "ModelInfer" else _unary(service, name, kind)
+        found[name] = grpc.unary_unary_rpc_method_handler(call, read, kind.SerializeToString)
     return found
+
+
+def reader(name: str) -> Callable[[bytes], Any]:
+    """Reads messages of a type; bytes that are none give the error that is to be told.
+
+    gRPC itself would answer what Python raises, and log a traceback for each.
+    """
+    kind = message(name)
+
+    def read(data: bytes) -> Any:
+        try:
+            return kind.FromString(data)
+        except DecodeError:
+            return ServeError(Status.INVALID, f"the request is no {name}: its bytes do not parse")
+
+    return read
 
 
 def _snake(name: str) -> str:
@@ -200,9 +214,13 @@ def _infer(service: Service) -> Callable[[Any, Any], Awaitable[Any]]:
     return call
 
 
-def _unary(method: Callable[[Any], Awaitable[dict[str, Any]]], kind: Any) -> Any:
+def _unary(service: Service, name: str, kind: Any) -> Callable[[Any, Any], Awaitable[Any]]:
+    method = getattr(service, _snake(name))
+
     async def call(wire: Any, context: Any) -> Any:
         async def answer() -> Any:
+            if isinstance(wire, ServeError):
+                raise wire
             return to_message(await method(wire), kind)
 
         return await _told(context, answer())

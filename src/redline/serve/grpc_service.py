@@ -62,10 +62,14 @@ class Service:
     async def infer(self, wire: Any, deadline: float | None, traceparent: str = "") -> Any:
         """Answer one ModelInferRequest; `deadline` is the seconds that the call has left.
 
+        wire: the message, or the error of bytes that are none.
+
         Raises:
             ServeError: why it is not answered.
         """
         arrived = time.perf_counter()
+        if isinstance(wire, ServeError):
+            raise wire
         with self.shared.lease() as lease:
             request, wanted = to_request(wire, lease, self.limits)
             request.arrived, request.traceparent = arrived, traceparent
@@ -126,8 +130,9 @@ class Service:
             answer.parameters["triton_final_response"].bool_param = True
             return StreamResponse(infer_response=answer), None
         told = StreamResponse(error_message=error.what)
-        told.infer_response.id = wire.id
-        told.infer_response.model_name = wire.model_name
+        if not isinstance(wire, ServeError):
+            told.infer_response.id = wire.id
+            told.infer_response.model_name = wire.model_name
         return told, error
 
     # Health and metadata

@@ -91,7 +91,11 @@ class LimitedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_body, self._heard = True, self.loop.time()
         if not self._refused:
-            super().on_headers_complete()
+            self.begin()
+
+    def begin(self) -> None:
+        """The headers are there and within the limits: have the request answered."""
+        super().on_headers_complete()
 
     def on_chunk_header(self) -> None:
         self._chunks += 1

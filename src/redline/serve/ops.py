@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -85,12 +85,9 @@ class Operations:
             gate = _classify(path)
             if gate is None:
                 raise ServeError(Status.NOT_FOUND, "no such route")
-            headers = scope["headers"]
             if gate is not Gate.OPEN:
-                check_browser(headers, loopback=self.loopback)
                 server = scope.get("server")
-                port = (server[1] or 0) if server else 0
-                self.access.check(gate, keys_in(headers), port)
+                self.admit(gate, scope["headers"], (server[1] or 0) if server else 0)
             if await self._own(path, scope, receive, send):
                 return
         except ServeError as error:
@@ -101,6 +98,15 @@ class Operations:
             await self._traced(self.tracer, scope, receive, send)
         else:
             await self.app(scope, receive, send)
+
+    def admit(self, gate: Gate, headers: Sequence[tuple[bytes, bytes]], port: int) -> None:
+        """Return when a request with these headers may go on.
+
+        Raises:
+            ServeError: why it may not.
+        """
+        check_browser(headers, loopback=self.loopback)
+        self.access.check(gate, keys_in(headers), port)
 
     async def _own(
         self, path: str, scope: MutableMapping[str, Any], receive: Receive, send: Send

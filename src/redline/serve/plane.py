@@ -8,7 +8,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from redline import __version__
 from redline.serve.batcher import Item
@@ -26,8 +27,7 @@ EXTENSIONS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Times:
+class Times(NamedTuple):
     """Marks of time.perf_counter() in seconds on the way of one request; 0.0 where it never came.
 
     Attributes:
@@ -48,6 +48,25 @@ class Times:
 
 
 Hook = Callable[[Request, Response | ServeError, Times], None]
+Tell = Callable[[Response | Exception], None]
+
+
+@dataclass(slots=True, eq=False)
+class Pending:
+    """A request on its way through the plane.
+
+    Attributes:
+        tell: gets its response, or the error that it has instead.
+        over: `tell` has been called.
+    """
+
+    request: Request
+    tell: Tell
+    arrived: float
+    served: Served | None = None
+    item: Item | None = None
+    key: Any = None
+    over: bool = False
 
 
 class Plane:
@@ -106,73 +125,108 @@ class Plane:
         Raises:
             ServeError: why it is not answered.
         """
-        arrived = request.arrived or time.perf_counter()
-        served: Served | None = None
-        item: Item | None = None
+        answered: asyncio.Future[Response | Exception] = asyncio.get_running_loop().create_future()
+
+        def tell(outcome: Response | Exception) -> None:
+            if not answered.done():
+                answered.set_result(outcome)
+
+        pending = self.begin(request, tell)
+        try:
+            outcome = await answered
+        except asyncio.CancelledError:
+            self.cancel(pending)
+            raise
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def begin(self, request: Request, tell: Tell) -> Pending:
+        """The same without a task: `tell` is called once, perhaps before this returns."""
+        pending = Pending(request, tell, request.arrived or time.perf_counter())
         self._active += 1
         try:
             if self._closed:
                 raise ServeError(Status.UNAVAILABLE, "the server is ending")
-            served = self.repository.find(request.model, request.version)
-            key = None
+            served = pending.served = self.repository.find(request.model, request.version)
             if self.cache is not None:
-                key, kept = self.cache.find(served, request)
+                pending.key, kept = self.cache.find(served, request)
                 if kept is not None:
-                    return self._kept(served, request, kept, arrived)
-            item = served.submit(request)
-            try:
-                outputs = await item.future
-            except asyncio.CancelledError:
-                served.batcher.cancel(item)
-                raise
-            response = Response(
-                served.name, served.version, served.answer(request, outputs), request.id
-            )
-            now = time.perf_counter()
-            served.statistics.answered(item, arrived, now)
-            self._tell(request, response, item, arrived, now)
-            if self.cache is not None:
-                self.cache.put(served, key, response)
-            return response
-        except (ServeError, asyncio.CancelledError) as error:
-            now = time.perf_counter()
-            if not isinstance(error, ServeError):
-                told = ServeError(Status.CANCELLED, "the client has cancelled the request")
-            else:
-                told = error
-            if served is not None:
-                served.statistics.failed(arrived, now)
-            self._tell(request, told, item, arrived, now)
-            raise
-        finally:
-            self._active -= 1
-            if not self._active and self._idle is not None and not self._idle.done():
-                self._idle.set_result(None)
+                    self._kept(pending, served, kept)
+                    return pending
+            pending.item = served.submit(request)
+        except ServeError as error:
+            self._fail(pending, error)
+        else:
+            pending.item.done = partial(self._finished, pending)
+        return pending
 
-    def _kept(self, served: Served, request: Request, kept: Response, arrived: float) -> Response:
+    def cancel(self, pending: Pending) -> None:
+        """Nobody waits for it any more: what is queued of it is freed, and `tell` hears of that."""
+        if pending.over:
+            return
+        if pending.served is not None and pending.item is not None:
+            pending.served.batcher.cancel(pending.item)
+        self._fail(pending, ServeError(Status.CANCELLED, "the client has cancelled the request"))
+
+    def _finished(self, pending: Pending, item: Item) -> None:
+        served, request, error = pending.served, pending.request, item.future.exception()
+        if pending.over or served is None:
+            return
+        if error is not None:
+            self._fail(pending, error)
+            return
+        try:
+            outputs = served.answer(request, item.future.result())
+        except ServeError as wrong:
+            self._fail(pending, wrong)
+            return
+        response = Response(served.name, served.version, outputs, request.id)
+        now = time.perf_counter()
+        served.statistics.answered(item, pending.arrived, now)
+        self._tell_hooks(pending, response, now)
+        if self.cache is not None:
+            self.cache.put(served, pending.key, response)
+        self._end(pending, response)
+
+    def _fail(self, pending: Pending, error: BaseException) -> None:
+        now = time.perf_counter()
+        told = error if isinstance(error, Exception) else RuntimeError(repr(error))
+        if isinstance(told, ServeError):
+            if pending.served is not None:
+                pending.served.statistics.failed(pending.arrived, now)
+            self._tell_hooks(pending, told, now)
+        self._end(pending, told)
+
+    def _end(self, pending: Pending, outcome: Response | Exception) -> None:
+        pending.over = True
+        self._active -= 1
+        if not self._active and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+        pending.tell(outcome)
+
+    def _kept(self, pending: Pending, served: Served, kept: Response) -> None:
         now = time.perf_counter()
         for name in ("success", "cache_hit"):
-            served.statistics.totals[name].add(now - arrived)
-        self._tell(request, kept, None, arrived, now)
-        return kept
+            served.statistics.totals[name].add(now - pending.arrived)
+        self._tell_hooks(pending, kept, now)
+        self._end(pending, kept)
 
     def waiting(self) -> dict[tuple[str, str], int]:
         """Requests in the queue, by name and version."""
         return {(one.name, one.version): one.batcher.waiting for one in self.repository.served()}
 
-    def _tell(
-        self, request: Request, answer: Response | ServeError, item: Item | None,
-        arrived: float, now: float,
-    ) -> None:  # fmt: skip
-        if not self.hooks:
-            return
+    def _tell_hooks(self, pending: Pending, answer: Response | ServeError, now: float) -> None:
+        item = pending.item
         if item is None:
-            times = Times(arrived, answered=now)
+            times = Times(pending.arrived, answered=now)
         else:
-            times = Times(arrived, item.queued, item.started, item.finished, now, item.batch_rows)
+            times = Times(
+                pending.arrived, item.queued, item.started, item.finished, now, item.batch_rows
+            )
         for hook in self.hooks:
             try:
-                hook(request, answer, times)
+                hook(pending.request, answer, times)
             except Exception:  # a metric that fails must not fail the request
                 _log.exception("a hook failed")
 

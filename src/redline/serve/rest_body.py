@@ -90,8 +90,7 @@ class Call:
             async with asyncio.timeout(limits.read_seconds):
                 message: dict[str, Any] = await self._receive()
         except TimeoutError:
-            what = f"the body was not there within {limits.read_seconds:g} s"
-            raise ServeError(Status.INVALID, what) from None
+            raise too_slow(limits) from None
         if message["type"] == "http.disconnect":
             raise ServeError(Status.CANCELLED, "the client has gone")
         return message
@@ -100,6 +99,11 @@ class Call:
 def too_large(limits: Limits) -> ServeError:
     """The error of a body over the limit."""
     return ServeError(Status.TOO_LARGE, f"the body has more than {limits.body} bytes")
+
+
+def too_slow(limits: Limits) -> ServeError:
+    """The error of a body that did not come."""
+    return ServeError(Status.INVALID, f"the body was not there within {limits.read_seconds:g} s")
 
 
 def decompress(data: Part, coding: bytes, limits: Limits) -> bytes:

@@ -17,7 +17,7 @@ from redline.serve.batcher import Batcher, Item, Queueing
 from redline.serve.checking import Checker
 from redline.serve.config import ModelConfig
 from redline.serve.dtypes import BYTES, config_type
-from redline.serve.messages import Request, ServeError
+from redline.serve.messages import Request, ServeError, Status
 from redline.serve.opening import Opened, Run, Tensor, example, open_model
 from redline.serve.settings import Settings
 from redline.serve.statistics import Statistics
@@ -212,7 +212,14 @@ class Served:
         return self.batcher.submit(arrays, rows, key, request.priority, request.timeout)
 
     def answer(self, request: Request, outputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        """The outputs that were asked for, in that order."""
+        """The outputs that were asked for, in that order.
+
+        Raises:
+            ServeError: INTERNAL, the engine gave another number of outputs than it has.
+        """
+        if len(outputs) != len(self._names):
+            what = f"the engine gave {len(outputs)} outputs, expected {len(self._names)}"
+            raise ServeError(Status.INTERNAL, what)
         found = dict(zip(self._names, outputs, strict=True))
         return {name: found[name] for name in request.outputs} if request.outputs else found
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import uvicorn
 
 from redline.errors import InputError
+from redline.serve.direct import Direct, direct_protocol
 from redline.serve.limits import LimitedProtocol
 from redline.serve.operator import Operator, Options
 from redline.serve.plane import Plane
 from redline.serve.repository import Repository
 from redline.serve.rest import Rest
+from redline.serve.routes import Gate
 from redline.serve.settings import Settings
 from redline.serve.workers import Channel
 
@@ -110,7 +114,6 @@ class Server:
         listeners = self._listeners()
         self.http_port = listeners[0].getsockname()[1]
         options: dict[str, object] = {
-            "http": LimitedProtocol,
             "loop": "none",
             "lifespan": "off",
             "ws": "none",
@@ -119,11 +122,17 @@ class Server:
             "server_header": False,
             "date_header": False,
             "proxy_headers": False,
+            "http": LimitedProtocol,
             "timeout_graceful_shutdown": max(1, round(self.settings.grace)),
         }
-        app: Any = self.rest if self.operator is None else self.operator.app(self.rest)
+        app: Any = self.rest
+        admit = None
         if self.operator is not None:
+            app = self.operator.app(self.rest)
+            admit = partial(app.admit, Gate.DATA)
             options |= self.operator.uvicorn()
+        if self.operator is None or self.operator.tracer is None:  # a trace has a span of all of it
+            options["http"] = direct_protocol(Direct(self.rest, admit))
         config = uvicorn.Config(app, **(options | self.uvicorn_options))  # type: ignore[arg-type]
         self._http = _Uvicorn(config)
         try:
@@ -191,6 +200,8 @@ class Server:
         await asyncio.wait({begin, end}, return_when=asyncio.FIRST_COMPLETED)
         if begin.done():
             begin.result()
+            gc.collect()
+            gc.freeze()  # what is loaded stays: no collection looks at it again
             started(self)
             assert self._task is not None
             await asyncio.wait({end, self._task}, return_when=asyncio.FIRST_COMPLETED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from collections.abc import Callable
 
@@ -22,24 +23,30 @@ def supervise(settings: Settings, options: Options, count: int, say: Callable[[s
         RunError: the workers do not start.
     """
     check_many(settings, options)
-    try:
-        sockets = listeners(settings.host, settings.http_port, count)
-    except OSError as error:
-        raise InputError(
-            f"cannot listen on {settings.host} port {settings.http_port}: {error.strerror}"
-        ) from None
+    sockets = _sockets(settings.host, settings.http_port, count)
     port = sockets[0].getsockname()[1]
+    # Never listened on: it keeps the port that the gRPC fronts of all workers share.
+    rpc = _sockets(settings.host, settings.grpc_port, 1, bound=True)[0]
+    rpc_port = rpc.getsockname()[1]
 
     def command(listener: int, channel: int) -> list[str]:
         own = [sys.executable, "-m", "redline", *sys.argv[1:]]
-        return [*own, "--worker", f"{listener},{channel}"]
+        return [*own, "--grpc-port", str(rpc_port), "--worker", f"{listener},{channel}"]
 
     async def run() -> None:
         supervisor = Supervisor(command, sockets, grace=settings.grace)
-        say(f"{count} workers on port {port}")
+        say(f"{count} workers on port {port}, gRPC on port {rpc_port}")
         await supervisor.run()
 
-    asyncio.run(run())
+    with rpc:
+        asyncio.run(run())
+
+
+def _sockets(host: str, port: int, count: int, *, bound: bool = False) -> list[socket.socket]:
+    try:
+        return listeners(host, port, count, bound=bound)
+    except OSError as error:
+        raise InputError(f"cannot listen on {host} port {port}: {error.strerror}") from None
 
 
 def check_many(settings: Settings, options: Options) -> None:

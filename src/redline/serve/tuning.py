@@ -166,7 +166,8 @@ async def tune(
 ) -> Tuned:  # fmt: skip
     """Replay arrivals under each setting, the best three again in turns, and choose.
 
-    The best has the lowest median p99; of those within 5 % of it, the plainest.
+    The best has the lowest median p99, unless a plainer one, which always takes part in the turns,
+    cannot be told from it: within 5 %, or as low in one of its turns as the best in its worst.
 
     Args:
         runs: as many as the most instances of a setting.
@@ -190,15 +191,30 @@ async def tune(
     for setting in settings:
         await again(setting)
     good = sorted((s for s in settings if _meets(found[s][0], goal)), key=lambda s: found[s][0].p99)
+    finalists = sorted({*good[:_FINAL], *sorted(good)[:1]})
     for _ in range(_ROUNDS - 1):
-        for setting in good[:_FINAL]:
+        for setting in finalists:
             await again(setting)
     middles = {setting: _middle(rows) for setting, rows in found.items()}
-    last = [middles[s] for s in good[:_FINAL] if _meets(middles[s], goal)]
-    least = min((tried.p99 for tried in last), default=0.0)
-    close = [tried for tried in last if tried.p99 <= least * _SAME]
-    best = min(close, key=lambda tried: tried.setting, default=None)
+    last = [setting for setting in finalists if _meets(middles[setting], goal)]
+    best = _plainest(last, found, middles)
     return Tuned(goal, tuple(middles.values()), best)
+
+
+def _plainest(
+    last: Sequence[Setting], found: dict[Setting, list[Tried]], middles: dict[Setting, Tried]
+) -> Tried | None:
+    """Of the settings that cannot be told from the best, the plainest."""
+    if not last:
+        return None
+    best = min(last, key=lambda setting: middles[setting].p99)
+    worst = max(tried.p99 for tried in found[best])
+    same = [
+        setting for setting in last
+        if middles[setting].p99 <= middles[best].p99 * _SAME
+        or min(tried.p99 for tried in found[setting]) <= worst
+    ]  # fmt: skip
+    return middles[min(same)]
 
 
 def _meets(tried: Tried, goal: float) -> bool:

@@ -130,12 +130,19 @@
     find("none").hidden = rows.length > 0;
   };
 
+  // The next 1, 2, 4, 6, 8 or 10 times a power of ten: half of it is a short number too.
+  const rounded = (value) => {
+    if (!(value > 0)) return 1;
+    const power = 10 ** Math.floor(Math.log10(value));
+    return power * ([1, 2, 4, 6, 8].find((step) => value <= step * power) || 10);
+  };
+
   const chart = (svg, points, series, text) => {
     const width = svg.clientWidth || 400, height = 150, left = 58, bottom = 18, top = 10;
     svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     svg.replaceChildren();
     const values = points.flatMap((one) => series.map(([name]) => one.point[name])).filter((value) => value !== null);
-    const high = Math.max(...values, 0) * 1.1 || 1;
+    const high = rounded(Math.max(...values, 0) * 1.05);
     const end = points[points.length - 1].at;
     const x = (at) => left + (width - left - 6) * (1 - (end - at) / KEPT);
     const y = (value) => top + (height - top - bottom) * (1 - value / high);
