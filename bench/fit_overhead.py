@@ -3,8 +3,8 @@
     python bench/fit_overhead.py        # about four minutes
 
 Both train the same network with the same fused AdamW on scikit-learn's digits in memory, eight
-times over, so that an epoch has 180 steps; in turns of some epochs, of which the fastest counts; only the
-steps are timed. The last row holds fit() with optimizer="adamw" against a loop with
+times over, so that an epoch has 180 steps; in turns of some epochs, of which the fastest counts;
+only the steps are timed. The last row holds fit() with optimizer="adamw" against a loop with
 torch.optim.AdamW as it comes.
 """
 
