@@ -10,6 +10,7 @@ machine does costs both lanes the same.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import sys
@@ -20,6 +21,7 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
 
 from redline.train import Loop, tune
+from redline.train.tuning.faults import has_arithmetic
 
 
 class SlowPhotos(Dataset):
@@ -98,8 +100,16 @@ def logging() -> Loop:
     )
 
 
+def emulated() -> Loop:
+    """The good loop with bfloat16, wherever it runs: a fault where the processor lacks it."""
+    return dataclasses.replace(good(), autocast="bfloat16")
+
+
 def good() -> Loop:
-    """Slices of tensors in memory, large products, bfloat16, a fused optimizer, a rare log."""
+    """Slices of tensors in memory, large products, a fused optimizer, a rare log.
+
+    And bfloat16, where the processor has it.
+    """
     model = nn.Sequential(nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 2048))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, fused=True)
     data = TensorDataset(torch.randn(2048, 2048), torch.randn(2048, 2048))
@@ -109,7 +119,7 @@ def good() -> Loop:
 
     return Loop(
         model, optimizer, nn.MSELoss(), _slices(data, 512), log=log, log_every=50,
-        autocast="bfloat16",
+        autocast="bfloat16" if has_arithmetic("bfloat16", torch.device("cpu")) else "",
     )  # fmt: skip
 
 
@@ -124,6 +134,8 @@ def words(gain: tuple[float, float, float] | None) -> str:
 
 
 LOOPS = {"transform": transform, "formats": formats, "logging": logging, "good": good}
+if not has_arithmetic("bfloat16", torch.device("cpu")):
+    LOOPS["emulated"] = emulated
 
 
 def main() -> None:

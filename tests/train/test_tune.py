@@ -90,7 +90,19 @@ def test_what_gains_is_kept_with_its_line_and_the_rest_is_not():
     assert found.drift < 1e-5
 
 
-def test_a_good_loop_is_left_as_it_is_and_told_so():
+def test_bfloat16_without_the_arithmetic_is_named_and_taken_out(monkeypatch):
+    monkeypatch.setattr("redline.machine.isa_flags", lambda: frozenset({"avx2"}))
+    meter = made_up(lambda setup: 9.0 if setup.autocast else 1.0)
+    found = tune(loop(autocast="bfloat16"), skip=only("precision"), meter=meter)
+    assert [fault.name for fault in found.faults] == ["bfloat16 autocast without the arithmetic"]
+    assert outcomes(found)["no autocast"] == "kept"
+    assert found.setup.autocast == ""
+    assert found.gain == (9.0, 9.0, 9.0)
+    assert "outside of torch.autocast" in " ".join(edit.new for edit in found.edits)
+
+
+def test_a_good_loop_is_left_as_it_is_and_told_so(monkeypatch):
+    monkeypatch.setattr("redline.machine.isa_flags", lambda: frozenset({"avx512_bf16"}))
     found = tune(
         loop(fused=True, autocast="bfloat16", log_every=50, log=lambda step, loss: None),
         skip=("compile", "batch", "lr"), meter=made_up(lambda setup: 1.0),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from redline import machine
 from redline.report import units
 from redline.train.tuning.loop import Loop, tensors
 from redline.train.tuning.setup import Setup
@@ -16,6 +17,10 @@ from redline.train.tuning.setup import Setup
 _OFTEN = 10  # a log more seldom than this is not looked at
 _SHARE = 0.01  # of the step: what a log may take
 INPUT_GAP = 0.05  # of the step: what waiting for data may take
+_ARITHMETIC = {  # by /proc/cpuinfo's names, Arm's last
+    "bfloat16": {"avx512_bf16", "amx_bf16", "bf16"},
+    "float16": {"avx512_fp16", "amx_fp16", "fphp"},
+}
 _MANY = 8  # parameters: below, one kernel each is no burden
 
 
@@ -40,8 +45,24 @@ def find(
         _frequent_log(loop, phases["log"], step),
         _kept_gradients(loop, setup),
         _loop_optimizer(loop),
+        _emulated(loop, setup),
     ]
     return [fault for fault in found if fault is not None]
+
+
+def has_arithmetic(dtype: str, device: torch.device) -> bool:
+    """Whether a device multiplies "bfloat16" or "float16" itself; only CPUs are asked."""
+    return device.type != "cpu" or bool(_ARITHMETIC[dtype] & set(machine.isa_flags()))
+
+
+def _emulated(loop: Loop, setup: Setup) -> Fault | None:
+    if not setup.autocast or has_arithmetic(setup.autocast, loop.device):
+        return None
+    return Fault(
+        f"{setup.autocast} autocast without the arithmetic",
+        f"none of {', '.join(sorted(_ARITHMETIC[setup.autocast]))} is among the processor's flags",
+        "leave torch.autocast out on this processor",
+    )
 
 
 def mixed_layout(model: nn.Module, batch: Any) -> str:

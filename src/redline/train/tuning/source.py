@@ -114,8 +114,13 @@ def edits(path: str | None, old: Setup, new: Setup, device: str) -> list[Edit]:
         found.append(Edit("in your loop, before model(x)", "", text, "the input, the same format"))
     if new.autocast != old.autocast:
         where, line = source.place("forward")
-        text = f'with torch.autocast("{device}", dtype=torch.{new.autocast}):'
-        found.append(Edit(where, line, text, "forward and loss inside, backward outside"))
+        if new.autocast:
+            text = f'with torch.autocast("{device}", dtype=torch.{new.autocast}):'
+            found.append(Edit(where, line, text, "forward and loss inside, backward outside"))
+        else:
+            found.append(
+                Edit(where, line, "the same, outside of torch.autocast", "forward and loss")
+            )
         if new.autocast == "float16":
             text = 'scaler = torch.amp.GradScaler("cuda")  # scale(loss).backward(), step, update'
             found.append(Edit("before the loop", "", text, "float16 underflows without it"))

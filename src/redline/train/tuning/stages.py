@@ -15,7 +15,6 @@ from redline.train.tuning.loop import Loop, tensors
 from redline.train.tuning.setup import Change, Setup, change
 
 LOG_EVERY = 50
-_BF16 = ("avx512_bf16", "amx_bf16", "bf16")  # /proc/cpuinfo's names; "bf16" is Arm's
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,10 @@ def log(loop: Loop, setup: Setup, facts: Facts) -> Proposal:
 def precision(loop: Loop, setup: Setup, facts: Facts) -> Proposal:
     """Reduced precision where the device has it."""
     if setup.autocast:
-        return f"it is {setup.autocast} already"
+        if faults.has_arithmetic(setup.autocast, loop.device):
+            return f"it is {setup.autocast} already"
+        why = f"this processor has no {setup.autocast} arithmetic and does it in float32, piecemeal"
+        return [change("no autocast", exact=False, why=why, autocast="")]
     why = "weights stay float32; products and convolutions round to fewer bits"
     if loop.device.type == "cuda":
         if torch.cuda.get_device_capability(loop.device) < (8, 0):
@@ -128,7 +130,7 @@ def precision(loop: Loop, setup: Setup, facts: Facts) -> Proposal:
             change("bfloat16 autocast", exact=False, why=why, autocast="bfloat16"),
             change("TF32 products", exact=False, why=why, tf32=True),
         ]
-    if not set(_BF16) & set(machine.isa_flags()):
+    if not faults.has_arithmetic("bfloat16", loop.device):
         return "this processor has no bfloat16 arithmetic"
     return [change("bfloat16 autocast", exact=False, why=why, autocast="bfloat16")]
 
