@@ -15,9 +15,12 @@ from redline import backends
 from redline.backends.base import Candidate, Source
 from redline.capture.capture import capture
 from redline.engine.store import FolderStore
-from redline.errors import RefusedError, RunError
+from redline.errors import RefusedError, RunError, SignatureError
 from redline.graph import serialize
 from redline.runtime import run_native
+from redline.runtime.session import Session
+from redline.signature import Signature, TensorSpec
+from redline.tree import Tree
 
 pytestmark = needs_compiler
 WEIGHTS = np.random.default_rng(0).standard_normal((64, 64), np.float32)
@@ -84,6 +87,39 @@ def test_other_arrays_are_refused_by_shape_and_type(runner, change):
     x, n = inputs()
     with pytest.raises(RunError, match=r"compiled for float32\[300, 64\]"):
         runner.run([change(x), n])
+
+
+def test_unaligned_arrays_are_copied(runner):
+    x, n = inputs()
+    strange = np.frombuffer(b"x" + x.tobytes(), np.float32, x.size, 1).reshape(x.shape)
+    assert not strange.flags.aligned
+    assert runner.offer([strange, n]) is None
+    assert close(runner.run([strange, n]), want([x, n]))
+
+
+def test_an_engine_asks_once_and_binds_only_what_is_not_taken(runner):
+    signature = Signature(
+        (TensorSpec("x", "float32", (300, 64)), TensorSpec("n", "int64", (6,))),
+        (TensorSpec("y", "float32", (300, 64)), TensorSpec("z", "int64", (6,))),
+        Tree("dict", ("x", "n"), (Tree(), Tree())),
+        Tree("tuple", children=(Tree(), Tree())),
+    )
+    session = Session(runner, signature)
+    asked = []
+    session.run = lambda arrays: asked.append(arrays) or runner.run(arrays)
+    x, n = inputs()
+    assert close(session(x, n), want([x, n]))
+    assert not asked
+    assert close(session(n=n, x=x), want([x, n]))
+    assert close([each.numpy() for each in session(torch.tensor(x), n)], want([x, n]))
+    assert close(session(np.asfortranarray(x), n), want([x, n]))
+    assert len(asked) == 3
+    for strange in ((x,), (x, n, n), (x, x), (x[:10], n), (x, "n"), (x, n.astype("int32"))):
+        with pytest.raises(SignatureError):
+            session(*strange)
+    session.close()
+    with pytest.raises(RunError, match="closed"):
+        session(x, n)
 
 
 def test_many_threads_never_share_a_context(runner):

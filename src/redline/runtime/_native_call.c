@@ -5,6 +5,7 @@
  * gives None, and the caller goes the patient way, which converts or says what is wrong. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <stdint.h>
 #include <structmember.h>
 
 enum { MOST_DIMS = 16, MOST_ARRAYS = 64, MOST_IDLE = 64 };
@@ -45,7 +46,7 @@ static int fits(PyObject *array, const Spec *spec, Py_buffer *view) {
         return 0;
     }
     int same = view->ndim == spec->ndim && view->format && view->format[0] == spec->format &&
-               !view->format[1];
+               !view->format[1] && (uintptr_t)view->buf % (size_t)view->itemsize == 0;
     for (int i = 0; same && i < spec->ndim; ++i) same = view->shape[i] == spec->shape[i];
     if (!same) PyBuffer_Release(view);
     return same;

@@ -52,14 +52,19 @@ class NativeRunner:
         self._call.warm()
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        try:
-            results: list[np.ndarray] | None = self._call(inputs)
-            if results is None:  # not the arrays that it was compiled for, or not contiguous
-                results = self._call(self._fitting(inputs))
-        except OSError as error:
-            raise failed(self._part, error) from error
+        results = self.offer(inputs)
+        if results is None:  # not the arrays that it was compiled for, or not contiguous
+            results = self.offer(self._fitting(inputs))
         if results is None:
             raise RunError("the native part takes no arrays of this kind of memory")
+        return results
+
+    def offer(self, inputs: Sequence[Any]) -> list[np.ndarray] | None:
+        """Run, if these are exactly the arrays that it was compiled for; else do nothing."""
+        try:
+            results: list[np.ndarray] | None = self._call(inputs)
+        except OSError as error:
+            raise failed(self._part, error) from error
         return results
 
     def profile(self, inputs: Sequence[np.ndarray], calls: int = 15) -> list[dict[str, Any]]:
@@ -126,11 +131,13 @@ class SlowCaller:
         self._targets = ctypes.c_void_p * max(1, len(outputs))
         self._idle: list[int] = []
 
-    def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray] | None:
+    def __call__(self, arrays: Sequence[Any]) -> list[np.ndarray] | None:
         if len(arrays) != len(self._inputs):
             return None
         for array, (dtype, shape) in zip(arrays, self._inputs, strict=True):
-            if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+            if type(array) is not np.ndarray or array.dtype != dtype or array.shape != shape:
+                return None
+            if not array.flags.c_contiguous or not array.flags.aligned:
                 return None
         results = [np.empty(shape, dtype) for shape, dtype in self._outputs]
         try:

@@ -15,7 +15,11 @@ from redline.signature import Signature
 
 
 class Runner(Protocol):
-    """A loaded part. `run` may be called from many threads at once."""
+    """A loaded part. `run` may be called from many threads at once.
+
+    It may also have `offer(inputs)`, which takes anything: it runs where these are exactly the
+    arrays of the signature, in C order, and gives None where they are not, having done nothing.
+    """
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Arrays in the order of signature.inputs -> fresh arrays in the order of .outputs."""
