@@ -122,24 +122,55 @@ def gemm(c: Code, node: Node) -> str:
         f"float* y = {c.pointer(node.out, write=True)} + m0 * {n};",
         f"const float* w = (const float*)(c.weights + {at});",
         f"const auto epilogue = {lambda_epilogue(c, node, 'long m, long n')};",
-        *_gemm_calls(c, node, (size, wide), pitch, -(-m // split) if by_rows else m),
+        *_gemm_calls(c, node, (size, wide), many, pitch, -(-tiles // split) if by_rows else tiles),
     ]
     return "\n".join([*lines, ""])
 
 
-def _gemm_calls(c: Code, node: Node, tile: tuple[int, int], pitch: int, rows: int) -> list[str]:
+def _gemm_calls(
+    c: Code, node: Node, tile: tuple[int, int], many: int, pitch: int, tiles: int
+) -> list[str]:
     """A thread's panels; where its rows of A do not stay in the second-level cache, a part of K
-    at a time, and what is summed up so far waits in C.
+    at a time, and what is summed up so far waits in C. If not even such a part stays there, the
+    panels are gone through for some `tiles` of rows after others.
     """
-    n, k, panel = node.attrs["n"], node.attrs["k"], tile[1] * c.lanes
+    n, k, panel, rows = node.attrs["n"], node.attrs["k"], tile[1] * c.lanes, tiles * tile[0]
     parts = -(-rows * k * 4 // CHUNK) if rows > _FEW_ROWS and k >= 2 * _LEAST_PART else 1
-    length = max(_LEAST_PART, (-(-k // parts) + 7) // 8 * 8)
+    length = min(k, max(_LEAST_PART, (-(-k // parts) + 7) // 8 * 8))
+    times = -(-rows * length * 4 // CHUNK)
+    if times < 3:
+        return _gemm_parts(node, tile, length, pitch, ("x", "y", "mine", "epilogue"), panel)
+    some = -(-tiles // times)
+    here = _gemm_parts(node, tile, length, pitch, ("xr", "yr", "some", "here"), panel)
+    return [
+        f"for (long r = rows.first; r < rows.last; r += {some}) {{",
+        f"const rl::Span few = {{r, r + {some} < rows.last ? r + {some} : rows.last}};",
+        f"const rl::Tiles some = rl::tiles(few, {many}, {tile[0]});",
+        "const long down = some.first - m0;",
+        f"const float* const xr = x + down * {pitch}; float* const yr = y + down * {n};",
+        "const auto here = [&](rl::vf acc, long m, long n) { return epilogue(acc, m + down, n); };",
+        *here,
+        "}",
+    ]
+
+
+def _gemm_parts(
+    node: Node,
+    tile: tuple[int, int],
+    length: int,
+    pitch: int,
+    names: tuple[str, str, str, str],
+    panel: int,
+) -> list[str]:
+    """All panels, `length` of K at a time, for the named A, C, rows and epilogue."""
+    n, k = node.attrs["n"], node.attrs["k"]
+    x, y, rows, epilogue = names
     over_panels = "for (long p = part.first; p < part.last; ++p)"
-    call = f"<{tile[0]}, {tile[1]}>(x"
-    rest = f"y, {n}, p * {panel}, {n}, mine.many, mine.rest"
+    call = f"<{tile[0]}, {tile[1]}>({x}"
+    rest = f"{y}, {n}, p * {panel}, {n}, {rows}.many, {rows}.rest"
     if length >= k:
         weights = f"w + p * {k * panel}, {k}"
-        return [over_panels, f"rl::gemm_panel{call}, {pitch}, {weights}, {rest}, epilogue);"]
+        return [over_panels, f"rl::gemm_panel{call}, {pitch}, {weights}, {rest}, {epilogue});"]
     return [
         f"for (long k = 0; k < {k}; k += {length}) {{",
         f"const long depth = {k} - k < {length} ? {k} - k : {length};",
@@ -148,7 +179,7 @@ def _gemm_calls(c: Code, node: Node, tile: tuple[int, int], pitch: int, rows: in
         f"const float* const after = p + 1 < part.last ? u + {k * panel} :",
         f"w + part.first * {k * panel} + (k + depth) * {panel};",
         f"rl::gemm_panel_part{call} + k, {pitch}, u, depth, {rest}, after,",
-        f"k == 0, k + depth == {k}, epilogue); }} }}",
+        f"k == 0, k + depth == {k}, {epilogue}); }} }}",
     ]
 
 
