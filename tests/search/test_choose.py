@@ -36,6 +36,15 @@ def test_a_gap_beyond_the_noise_is_no_tie():
     assert choose(field, Goal()).record.id == "fancy"
 
 
+def test_a_tie_with_a_wavering_best_does_not_excuse_who_is_far_behind_another():
+    wavering = np.array([1.0, 20.0] * 8)
+    best = Entry(Record("best", "best", "ok", timing=Timing(1, 1, 20, 20, ())), 9, tuple(wavering))
+    tied = Entry(Record("tied", "tied", "ok", timing=Timing(20, 1, 20, 20, ())), 0, (20.0,) * 16)
+    steady = Entry(Record("steady", "steady", "ok", timing=Timing(2, 2, 2, 2, ())), 5, (2.0,) * 16)
+    assert choose([best, tied], Goal()).record.id == "tied"
+    assert choose([best, tied, steady], Goal()).record.id == "steady"
+
+
 def test_only_the_verified_can_win():
     field = [entry("slow", 2.0, 0), entry("wrong", 0.1, 1, outcome="wrong result")]
     assert choose(field, Goal()).record.id == "slow"

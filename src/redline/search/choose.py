@@ -25,7 +25,9 @@ def choose(entries: Sequence[Entry], goal: Goal) -> Entry | None:
     """The winner among the verified and timed, or None when there is none.
 
     Those that meet every constraint come first; if none does, those that miss by least. Among them
-    a candidate beats a simpler one only when the whole interval of their ratio says so.
+    a candidate beats a simpler one only when the whole interval of their ratio says so; the
+    simplest of those that none beats so is taken. To tie with the best alone is not enough: where
+    that one wavers, a candidate can tie with it and be far behind a third.
     """
     able = [entry for entry in entries if entry.record.outcome == "ok" and entry.record.timing]
     if not able:
@@ -34,8 +36,8 @@ def choose(entries: Sequence[Entry], goal: Goal) -> Entry | None:
     least = min(misses.values())
     able = [entry for entry in able if misses[id(entry)] <= least * (1 + 1e-9)]
     best = min(able, key=lambda entry: (goal.cost(entry.record), entry.rank))
-    tied = [entry for entry in able if entry is best or not _clearly(best, entry, goal)]
-    return min(tied, key=lambda entry: entry.rank)
+    tied = [entry for entry in able if not any(_clearly(one, entry, goal) for one in able)]
+    return min(tied or [best], key=lambda entry: entry.rank)
 
 
 def compare_rounds(one: Entry, other: Entry) -> tuple[float, float, float] | None:
