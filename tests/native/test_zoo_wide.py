@@ -259,6 +259,8 @@ def prepared(name):
 
 
 def leaves(found):
+    if hasattr(found, "to_tuple"):  # of transformers
+        found = found.to_tuple()
     return [t.numpy() for t in (found if isinstance(found, tuple) else (found,))]
 
 
