@@ -35,6 +35,7 @@ _Control = Annotated[
     bool,
     typer.Option("--allow-control", help="The control plane without a key; loopback only."),
 ]
+_Port = Annotated[int, typer.Option(help="0 takes any that is free.", min=0, max=65535)]
 _AdminPort = Annotated[
     int, typer.Option(help="The control plane on this port of 127.0.0.1 alone.", min=0, max=65535)
 ]
@@ -70,8 +71,8 @@ _Isolation = Annotated[
 def serve(
     models: _Models,
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(help="0 takes any that is free.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(help="0 takes any that is free.")] = 8001,
+    http_port: _Port = 8000,
+    grpc_port: _Port = 8001,
     shared_memory: Annotated[
         bool, typer.Option("--shared-memory", help="Let clients register shared memory.")
     ] = False,
