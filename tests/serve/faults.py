@@ -69,7 +69,7 @@ class Abuser:
         gate = asyncio.Semaphore(at_once)
 
         async def one() -> None:
-            kind = self.random.choice(("good", *self.kinds) * 1 + ("good",) * 6)
+            kind = self.random.choice((*self.kinds, *("good",) * 7))
             async with gate:
                 try:
                     told = await asyncio.wait_for(self.kinds[kind](), 60)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from redline.compress.finetune import call
-from redline.compress.modules import layers_of, tensors
+from redline.compress.modules import hooked, layers_of, tensors
 
 _CLIPS = {"relu", "relu_", "relu6", "hardtanh", "hardtanh_"}
 # What only picks or moves values: those of a grid stay on it.
@@ -66,12 +66,8 @@ def flow_of(model: nn.Module, inputs: tuple[Any, ...]) -> Flow:
         handles.append(layer.register_forward_pre_hook(
             lambda _, x, name=name: read.setdefault(name, set()).add(watch.maker(x[0]))
         ))  # fmt: skip
-    try:
-        with torch.no_grad(), watch:
-            outputs = call(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad(), watch:
+        outputs = call(model, inputs)
     found = {name: makers.pop() for name, makers in read.items() if len(makers) == 1}
     clipped = frozenset(watch.clipped - watch.plain)
     return Flow(

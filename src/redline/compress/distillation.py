@@ -24,7 +24,7 @@ from redline.compress.finetune import (
     place_of,
     some,
 )
-from redline.compress.modules import CompressedModule, copied, tensors, with_record
+from redline.compress.modules import CompressedModule, copied, hooked, tensors, with_record
 from redline.compress.scheme import Scheme
 from redline.errors import InputError, ModelError
 
@@ -186,11 +186,8 @@ def _watching(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, torc
         known[name].register_forward_hook(lambda _, i, y, name=name: keep(name, y))
         for name in names
     ]
-    try:
+    with hooked(handles):
         yield made
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

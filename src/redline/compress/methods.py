@@ -6,7 +6,7 @@ from importlib import import_module
 
 import onnx_ir as ir
 
-from redline.compress.scheme import Calibration, Compressed, Scheme
+from redline.compress.scheme import Calibration, Compressed, Method, Scheme
 from redline.errors import RefusedError, UnknownNameError
 
 METHODS = {
@@ -44,5 +44,5 @@ def compress(graph: ir.Model, scheme: Scheme, calibration: Calibration | None = 
             f"the graph is quantised already: it holds {done}", hint="give the float model"
         )
     module, name = METHODS[scheme.method].split(":")
-    made: Compressed = getattr(import_module(module), name)(graph, scheme, calibration)
-    return made
+    method: Method = getattr(import_module(module), name)
+    return method(graph, scheme, calibration)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -133,7 +134,8 @@ def _pairs(model: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[str, str]]:
             handles.append(
                 each.register_forward_pre_hook(lambda _, i, name=name: read.append((name, i[0])))
             )
-    _run_once(model, inputs, handles)
+    with hooked(handles), torch.no_grad():
+        call(model, inputs)
     once = [names.count for names in ([n for n, _ in made], [n for n, _ in read])]
     return [
         (layer, norm)
@@ -143,11 +145,11 @@ def _pairs(model: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[str, str]]:
     ]
 
 
-def _run_once(model: nn.Module, inputs: tuple[Any, ...], handles: list[Any]) -> None:
-    """Call the model with hooks, and remove them whatever happens."""
+@contextmanager
+def hooked(handles: list[Any]) -> Iterator[None]:
+    """Hooks for a while: they are removed whatever happens."""
     try:
-        with torch.no_grad():
-            call(model, inputs)
+        yield
     finally:
         for handle in handles:
             handle.remove()

@@ -38,6 +38,7 @@ from redline.compress.modules import (
     CompressedModule,
     copied,
     fold_norms,
+    hooked,
     layers_of,
     replaced,
     with_record,
@@ -222,14 +223,10 @@ def _samples(
         layer = model.get_submodule(name)
         handles.append(layer.register_forward_pre_hook(lambda _, x, n=name: read[n].take(x[0])))
         handles.append(layer.register_forward_hook(lambda _, x, y, n=name: made[n].take(y)))
-    try:
-        with torch.no_grad():
-            for number, inputs in enumerate(batches):
-                with batch_fits(f"batch {number}", inputs):
-                    call(model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), torch.no_grad():
+        for number, inputs in enumerate(batches):
+            with batch_fits(f"batch {number}", inputs):
+                call(model, inputs)
     first, second = (
         {name: torch.cat(each.parts) for name, each in some.items()} for some in (read, made)
     )

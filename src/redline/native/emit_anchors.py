@@ -86,13 +86,8 @@ def gemm(c: Code, node: Node) -> str:
     rows, wide = chosen_tile(c, node, m, n)
     size, many, rest = balanced(m, rows)
     a["code"] = f"gemm_panel<{size}, {wide}>"
-    panel = wide * c.lanes
-    panels = -(-n // panel)
-    packed = np.zeros((panels, k, panel), np.float32)
-    padded = np.zeros((k, panels * panel), np.float32)
-    padded[:, :n] = a["weights"]
-    packed[:] = padded.reshape(k, panels, panel).transpose(1, 0, 2)
-    at = c.weights.add(packed, a["weights"], f"panels{panel}")
+    at, packed = pack_panels(c, a["weights"], wide * c.lanes)
+    panels = len(packed)
     split = c.threads if m * n * k >= SMALL and panels >= 2 else 1
     x = node.ins[0]
     pitch, tiles = x.steps[0], many + rest
@@ -125,6 +120,16 @@ def gemm(c: Code, node: Node) -> str:
         *_gemm_calls(c, node, (size, wide), many, pitch, -(-tiles // split) if by_rows else tiles),
     ]
     return "\n".join([*lines, ""])
+
+
+def pack_panels(c: Code, weights: np.ndarray, panel: int) -> tuple[int, np.ndarray]:
+    """[K, N] as [panels, K, panel], the last one filled up with zeros, and where that is."""
+    k, n = weights.shape
+    panels = -(-n // panel)
+    padded = np.zeros((k, panels * panel), np.float32)
+    padded[:, :n] = weights
+    packed = np.ascontiguousarray(padded.reshape(k, panels, panel).transpose(1, 0, 2))
+    return c.weights.add(packed, weights, f"panels{panel}"), packed
 
 
 def _gemm_calls(

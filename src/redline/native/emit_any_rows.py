@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from math import prod
 
-import numpy as np
-
 from redline.native.code import SMALL, Code
-from redline.native.emit_anchors import lambda_epilogue, tile
+from redline.native.emit_anchors import lambda_epilogue, pack_panels, tile
 from redline.native.emit_attention import entry
 from redline.native.ir import Node
 
@@ -36,11 +34,8 @@ def gemm(c: Code, node: Node) -> str:
     high, wide = _tile(c, n)
     a["code"] = f"gemm_rows<{high}, {wide}>"
     panel = wide * c.lanes
-    panels = -(-n // panel)
-    padded = np.zeros((k, panels * panel), np.float32)
-    padded[:, :n] = a["weights"]
-    packed = padded.reshape(k, panels, panel).transpose(1, 0, 2)
-    at = c.weights.add(packed, a["weights"], f"panels{panel}")
+    at, packed = pack_panels(c, a["weights"], panel)
+    panels = len(packed)
     split = c.decide(c.threads if m * n * k >= SMALL else 1)
     by_rows = packed.nbytes <= _NEAR or panels < split
     rows, part = f"rl::Span{{0, {m}}}", f"rl::share({panels}, t, {split})"

@@ -26,7 +26,6 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 _SETTINGS_BODY = 64 << 10
 _classify = functools.lru_cache(4096)(classify)
-_JSON = (b"content-type", b"application/json")
 _INFER = ("/infer", "/generate", "/generate_stream")
 
 
