@@ -92,9 +92,9 @@ def _quietly(url):
     [
         (["--host", "0.0.0.0"], "can be reached from other machines"),
         (["--queue-size", "0"], "queue_size is 0"),
-        (["--http-port", "99999"], "0<=x<=65535"),
-        (["--grpc-port", "99999"], "0<=x<=65535"),
-        (["--grpc-port", "-5"], "0<=x<=65535"),
+        (["--http-port", "99999"], "Input should be"),
+        (["--grpc-port", "99999"], "Input should be"),
+        (["--grpc-port", "-5"], "Input should be"),
     ],
 )
 def test_options_that_make_no_sense(models, options, said):
