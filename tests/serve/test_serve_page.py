@@ -238,8 +238,8 @@ def test_dark_mode_is_dark(browser: Browser, served: tuple[Served, int]) -> None
     colours = []
     for dark in (False, True):
         browser.open(served[1], dark=dark)
-        script = "return getComputedStyle(document.body).backgroundColor"
-        colours.append(browser.run(script))
+        colour = "getComputedStyle(document.body).backgroundColor"
+        colours.append(browser.until(f"return {colour} !== 'rgba(0, 0, 0, 0)' && {colour}"))
     assert colours == ["rgb(255, 255, 255)", "rgb(20, 23, 26)"]
 
 
