@@ -31,6 +31,7 @@ from redline.variants import Variants
 
 _HOLD = 0.5  # of the free memory: what candidates may hold together while they wait for the race
 _PATIENCE = 20.0  # a run may take this many times eager's time, and at least so many seconds
+_STOPPED = "stopped before it was ready"
 
 
 class SkippedError(errors.BackendError):
@@ -169,6 +170,7 @@ class Trial:
         self.child: Child | None = None
         self.hold = True
         self._ready = False
+        self._killed = False
 
     @property
     def local(self) -> bool:
@@ -216,7 +218,7 @@ class Trial:
     def fail(self, error: errors.RedlineError) -> None:
         """Turn the record into a failure and let go of the child."""
         if self.bench.cancelled and isinstance(error, errors.ChildError):
-            error = SkippedError("stopped before it was ready")
+            error = SkippedError(_STOPPED)
         reason = f"{error.what} ({error.where})" if error.where else error.what
         self.record = replace(
             self.record, outcome=outcome_of(error), reason=reason, hint=error.hint
@@ -230,9 +232,17 @@ class Trial:
             child.close()
 
     def kill(self) -> None:
-        """End the process of a prepare() that runs in another thread."""
+        """End a prepare() in another thread: its process, or the one it is about to start."""
+        self._killed = True
         if child := self.child:
             child.kill()
+
+    def _start(self) -> Child:
+        """A new child; a kill() either finds it in self.child, or is found here."""
+        self.child = child = Child(memory=self.bench.memory)
+        if self._killed:
+            raise SkippedError(_STOPPED)
+        return child
 
     def _check_time(self, deadline: float) -> None:
         if self.bench.cancelled or time.monotonic() > deadline:
@@ -258,8 +268,8 @@ class Trial:
     def _build_fresh(self, deadline: float, key: str) -> tuple[Path, Part]:
         folder = Path(tempfile.mkdtemp(dir=self.bench.folder))
         start = time.monotonic()
-        with Child(memory=self.bench.memory) as self.child:
-            described = self.child.call(
+        with self._start() as child:
+            described = child.call(
                 "redline.backends.worker:build",
                 timeout=max(1.0, deadline - start),
                 entry=backends.BACKENDS[self.candidate.backend],
@@ -277,10 +287,10 @@ class Trial:
         return (self.bench.cache.keep_part(key, folder) if self.bench.cache else folder), part
 
     def _open(self, deadline: float) -> None:
-        self.child = Child(memory=self.bench.memory)
+        child = self._start()
         timeout = max(5.0, deadline - time.monotonic())
         if self.local:
-            self.child.call(
+            child.call(
                 "redline.backends.worker:open_module",
                 timeout=timeout,
                 entry=backends.BACKENDS[self.candidate.backend],
@@ -289,7 +299,7 @@ class Trial:
                 module=self.bench.ingredients(self.backend)["module"],
             )
             return
-        self.child.call(
+        child.call(
             "redline.measure.work:open_runner",
             timeout=timeout,
             part=msgspec.to_builtins(self.part),

@@ -105,7 +105,7 @@ def save_engine(path: Path) -> None:
         {"x": np.ones((2, 8), np.float32)},
         dynamic={"batch": (1, 2, 16)},
         backends=["onnxruntime"],
-        budget="1s",
+        budget="12s",
     )
     with engine:
         engine.save(path)
