@@ -309,7 +309,7 @@ ONE = st.one_of(*(make().map(Drawn) for make in [*ALL, *KERNELS, transposed_conv
 
 def case(number, nodes, inputs, weights=None):
     outputs = [name for name in nodes[-1].output if name]
-    model = graph(nodes, inputs, outputs, weights)
+    model = graph(nodes, inputs, outputs, weights, opset=21)  # GroupNormalization by channel
     arrays = list(inputs.values())
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
@@ -320,17 +320,28 @@ def case(number, nodes, inputs, weights=None):
 
 
 def torch_result(node, inputs, weights):
-    """Transposed convolution by torch: ONNX's reference lacks groups over three axes."""
-    if node.op_type != "ConvTranspose":
+    """By torch where ONNX's reference fails: grouped transposed convolutions, odd pooling."""
+    if node.op_type not in ("ConvTranspose", "MaxPool", "AveragePool"):
         return None
     import torch
 
+    functional = torch.nn.functional
     a = {x.name: onnx.helper.get_attribute_value(x) for x in node.attribute}
-    x, w, b = (torch.from_numpy(v).double() for v in (inputs["a"], weights["w"], weights["b"]))
-    function = getattr(torch.nn.functional, f"conv_transpose{x.ndim - 2}d")
-    half = a["pads"][: x.ndim - 2]
-    how = {"padding": half, "output_padding": a["output_padding"], "groups": a["group"]}
-    return [function(x, w, b, stride=a["strides"], **how).numpy()]
+    x = torch.from_numpy(inputs["a"]).double()
+    rank = x.ndim - 2
+    if node.op_type == "ConvTranspose":
+        w, b = (torch.from_numpy(weights[name]).double() for name in "wb")
+        how = {"padding": a["pads"][:rank], "output_padding": a["output_padding"]}
+        function = getattr(functional, f"conv_transpose{rank}d")
+        return [function(x, w, b, stride=a["strides"], groups=a["group"], **how).numpy()]
+    around = [pad for low in reversed(a["pads"][:rank]) for pad in (low, low)]
+    size = {"kernel_size": a["kernel_shape"], "stride": a["strides"]}
+    if node.op_type == "MaxPool":
+        padded = functional.pad(x, around, value=-torch.inf)
+        return [getattr(functional, f"max_pool{rank}d")(padded, **size).numpy()]
+    mean = getattr(functional, f"avg_pool{rank}d")
+    share = mean(functional.pad(torch.ones_like(x), around), **size)
+    return [(mean(functional.pad(x, around), **size) / share).numpy()]
 
 
 def check(drawn, target):

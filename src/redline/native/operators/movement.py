@@ -100,9 +100,8 @@ def _split(r: Reader, op: Op) -> list[Value]:
 
 @operator("Concat", types=ALL)
 def _concat(r: Reader, op: Op) -> list[Value]:
-    parts = [value for value in op.ins if value is not None and value.size]
-    if not parts:
-        return [op.value(0)]
+    given = [value for value in op.ins if value is not None]
+    parts = [value for value in given if value.size] or given
     axis = op.attr("axis") % len(parts[0].shape)
     total = sum(part.shape[axis] for part in parts)
     shape = (*parts[0].shape[:axis], total, *parts[0].shape[axis + 1 :])
