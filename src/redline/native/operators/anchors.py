@@ -11,6 +11,7 @@ from redline.native.dtypes import FLOATS, NUMBERS
 from redline.native.ir import No, Value, reshaped, view
 from redline.native.read import Op, Reader, constant, operator
 
+_MANY = 64  # channels that repay one more pass over the pixels
 _WIDEST = 16  # floats in the widest vector: a group of channels starts at a multiple of them
 
 
@@ -176,6 +177,8 @@ def convolution(
     window, image = paired(window), _image(r, x)
     if weights.ndim == 3:
         weights = weights[:, :, None, :]
+    if groups == 1 and min(weights.shape[:2]) >= _MANY and _picks(window):
+        image, window = _picked(r, image, window)
     shape = (image.shape[0], weights.shape[0], *window["sizes"])
     depthwise = groups == image.shape[1] == weights.shape[0] and groups > 1
     kind, flops = "depthwise" if depthwise else "conv", 2 * prod(shape) * prod(weights.shape[1:])
@@ -187,6 +190,18 @@ def convolution(
         seen = constant(bias.const.reshape(-1, 1, 1)) if bias.const is not None else None
         out = r.pointwise("({0} + {1})", out, seen or r.reshape(bias, (bias.size, 1, 1)))
     return r.reshape(out, (*shape[:2], shape[3])) if len(x.shape) == 3 else out
+
+
+def _picks(window: dict[str, Any]) -> bool:
+    """A 1x1 convolution that leaves out pixels."""
+    return window["kernel"] == (1, 1) != window["strides"] and not any(window["pads"])
+
+
+def _picked(r: Reader, x: Value, window: dict[str, Any]) -> tuple[Value, dict[str, Any]]:
+    """The pixels that are read, side by side: all blocks of output channels read them again."""
+    picked = r.new((*x.shape[:2], *window["sizes"]), x.dtype)
+    r.add("pool", picked, x, mode="AveragePool", count_pads=False, **window)
+    return picked, {**window, "strides": (1, 1)}
 
 
 def _merged(weights: np.ndarray, groups: int) -> tuple[np.ndarray, int]:
