@@ -10,6 +10,7 @@ from redline.native.ir import Node, leaves
 
 _PART = 20 << 10  # bytes of weights that stay in the first-level cache beside a tile's pixels
 _FULL = 48 << 10  # bytes that stream well enough from the second-level cache
+_WORTH = 0.9  # of the tiles must be left, where pixels have addresses of their own
 _PER_BYTE = 12  # operations that a core does while a byte comes from the third-level cache
 
 
@@ -41,7 +42,7 @@ def conv(c: Code, node: Node) -> str:
     one, skip = floats // channels // wide, group // channels
     steps = (kh if planar else kh * kw) * channels
     ahead = _ahead(floats * 4, steps, units) if chunk == units else 0
-    offset, call = _call(size, line, sw * pixel, (yb, yh, yw), channels)
+    h, v, call = _call(size, line, (sh * row, sw * pixel), (yb, yh, yw), channels)
     lines = [
         f"if (t >= {split}) return;",
         *_conv_weights(c, node, at, widths(wide, full, left), floats, (panels, split, by_rows)),
@@ -59,8 +60,8 @@ def conv(c: Code, node: Node) -> str:
         f"for (long u = first; u < last; ++u, next += {64 * ahead * steps * deep // channels}) {{",
         f"const long h = u / {tiles}, i = u % {tiles}; (void)h;",
         f"const long v = i < {many} ? i * {size} : {many * size} + (i - {many}) * {size - 1};",
-        f"const float* from = x + g * {group} + k * {skip} + h * {sh * row} + v * {sw * pixel};",
-        f"float* to = y + ob * {yb} + {offset};",
+        f"const float* from = x + g * {group} + k * {skip} + {h} * {sh * row} + {v} * {sw * pixel};",
+        f"float* to = y + ob * {yb} + {h} * {yh} + {v} * {yw};",
     ]
     lines += _conv_calls(size, many, rest, widths(wide, full, left), ahead, call)
     return "\n".join([*lines, "}\n}\n}\n}\n}\n"])
@@ -75,17 +76,17 @@ def _shares(by_rows: bool, panels: int, units: int, split: int) -> list[str]:
 
 
 def _call(
-    size: int, line: int, pixel: int, out: tuple[int, int, int], channels: int
-) -> tuple[str, str]:
-    """Where a tile's output begins, and a call's arguments; `line` if tiles go on in the next row."""
-    block, row, step = out
-    h, v, wrap = "h", "v", f"{{{size}, 0, 0}}"
+    size: int, line: int, source: tuple[int, int], out: tuple[int, int, int], channels: int
+) -> tuple[str, str, str]:
+    """A tile's row, its column, and its call's arguments; `line` if it goes on in the next row."""
+    (below, pixel), (block, row, step) = source, out
+    h, v, jump, wrap = "h", "v", 0, f"{{{size}, 0, 0, 0}}"
     if line:
-        h, v = f"v / {line}", f"v % {line}"
-        wrap = f"{{{line} - {v}, {row - line * step}, {line}}}"
+        h, v, jump = f"(v / {line})", f"(v % {line})", below - line * pixel
+        wrap = f"{{{line} - {v}, {row - line * step}, {line}, {jump}}}"
     sums = f"k == 0, k + taps.blocks == {channels}"
     args = f"from, {pixel}, wp, taps, to, {block}, ob, {h}, {v}, next, epilogue, rl::Wrap{wrap}, {sums}"
-    return f"{h} * {row} + {v} * {step}", f"({args})"
+    return h, v, f"{', true' if jump else ''}>({args})"
 
 
 def _deep(c: Code, node: Node, panel: int, tiles: int) -> int:
@@ -200,7 +201,7 @@ def _conv_calls(
     lines = []
     for width, condition in widths:
         first, second = (
-            f"rl::conv_tile<{pixels}, {width}, {ahead}>{call}" for pixels in (size, size - 1)
+            f"rl::conv_tile<{pixels}, {width}, {ahead}{call}" for pixels in (size, size - 1)
         )
         text = f"if (i < {many}) {first}; else {second};" if rest else f"{first};"
         lines.append(f"{condition}{{ {text} }}")
@@ -277,13 +278,17 @@ def _flat(node: Node) -> bool:
 def _line(c: Code, node: Node, channels: int) -> int:
     """The row's length, where tiles that go on in the next row are fewer; 0 where they are not.
 
-    The output has a halo, or an operand does; a tile meets one end of a row at most.
+    The output has a halo, or an operand does, or the input's pixels are no run; then each pixel of
+    a tile has an address of its own, for which the processor must have registers. A tile meets one
+    end of a row at most.
     """
     _, _, oh, ow = node.out.shape
-    if not _one_run(node) or _no_halo(node):
+    run = _one_run(node)
+    if node.attrs.get("planar") or (_no_halo(node) if run else c.isa.registers > 16):
         return 0
     pixels, _ = chosen_tile(c, node, ow, channels)
-    return ow if -(-oh * ow // pixels) < oh * -(-ow // pixels) else 0
+    most = oh * -(-ow // pixels) * (1 if run else _WORTH)
+    return ow if -(-oh * ow // pixels) < most else 0
 
 
 def _no_halo(node: Node) -> bool:

@@ -58,7 +58,7 @@ def hugging_face_data(text: str, split: float, seed: int, size: int) -> Data:
         MissingError: datasets is not installed.
     """
     try:
-        import datasets  # type: ignore[import-not-found, unused-ignore]
+        import datasets  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
         raise MissingError("datasets is not installed", hint="pip install datasets") from None
     try:

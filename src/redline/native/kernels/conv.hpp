@@ -11,18 +11,18 @@ struct Taps {
 };
 
 // Where a tile's pixels go: those from `fit` on lie in the next row, `skip` floats further, and
-// `width` pixels are a row.
+// `width` pixels are a row. They come from `jump` floats further.
 struct Wrap {
-    long fit, skip, width;
+    long fit, skip, width, jump;
 };
 
 // P pixels by B blocks of output channels. Meanwhile `next`, a slice of the panel after this one,
 // is fetched from memory: L lines at each step. Of sums taken in parts, all but the `first` go on
 // with what y holds, and all but the `last` leave their sums there.
-template <int P, int B, int L, class E>
+template <int P, int B, int L, bool JUMPS = false, class E>
 RL_INLINE void conv_tile(const float* x, long pixel, const float* w, const Taps& t, float* y,
                          long block, long ob, long h, long v, const char* next, const E& epilogue,
-                         const Wrap wrap = {P, 0, 0}, bool first = true, bool last = true) {
+                         const Wrap wrap = {P, 0, 0, 0}, bool first = true, bool last = true) {
     vf acc[P][B] = {};
     const auto at = [=](int p, int j) {
         return y + j * block + p * W + (p < wrap.fit ? 0 : wrap.skip);
@@ -30,12 +30,16 @@ RL_INLINE void conv_tile(const float* x, long pixel, const float* w, const Taps&
     if (!first)
         RL_UNROLL for (int p = 0; p < P; ++p)
             RL_UNROLL for (int j = 0; j < B; ++j) acc[p][j] = load(at(p, j));
+    long from[P];
+    RL_UNROLL for (int p = 0; p < P; ++p) from[p] = p * pixel + (p < wrap.fit ? 0 : wrap.jump);
     for (long c = 0; c < t.blocks; ++c)
         for (long i = 0; i < t.rows; ++i)
             for (long j = 0; j < t.columns; ++j) {
                 if constexpr (streams<P>) fetch(w, t.run * B * W);
                 else RL_UNROLL for (int l = 0; l < L; ++l, next += 64) __builtin_prefetch(next, 0, 2);
-                multiply<P, B>(acc, x + c * t.block + i * t.row + j * t.column, pixel, w, t.run);
+                const float* const here = x + c * t.block + i * t.row + j * t.column;
+                if constexpr (JUMPS) multiply<P, B>(acc, here, +from, w, t.run);
+                else multiply<P, B>(acc, here, pixel, w, t.run);
                 w += t.run * B * W;
             }
     RL_UNROLL for (int p = 0; p < P; ++p) {

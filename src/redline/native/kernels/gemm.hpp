@@ -4,17 +4,21 @@
 
 namespace rl {
 
+// Where row i begins: rows a step apart, or each at an offset of its own.
+RL_INLINE long begins(long step, int i) { return i * step; }
+RL_INLINE long begins(const long* offsets, int i) { return offsets[i]; }
+
 // acc[M][B] += a[m * step + k] * b[k][B vectors], for k in [0, n). The one inner loop of products
 // and convolutions: the sums never leave their registers. It is not unrolled, and the compiler does
 // not see that steps read the same places: given several at once, GCC loads for all of them first and has
 // no registers left. A step of twelve sums takes longer than its loop costs.
-template <int M, int B>
-RL_INLINE void multiply(vf (&acc)[M][B], const float* a, long step, const float* b, long n) {
+template <int M, int B, class Rows>
+RL_INLINE void multiply(vf (&acc)[M][B], const float* a, Rows step, const float* b, long n) {
     _Pragma("GCC unroll 1") for (long k = 0; k < n; ++k) {
         vf row[B];
         RL_UNROLL for (int j = 0; j < B; ++j) row[j] = load(b + j * W);
         RL_UNROLL for (int i = 0; i < M; ++i) {
-            const vf x = set(a[i * step]);
+            const vf x = set(a[begins(step, i)]);
             RL_UNROLL for (int j = 0; j < B; ++j) acc[i][j] += x * row[j];
         }
         a += 1;

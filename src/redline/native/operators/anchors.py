@@ -11,7 +11,10 @@ from redline.native.dtypes import FLOATS, NUMBERS
 from redline.native.ir import No, Value, reshaped, view
 from redline.native.read import Op, Reader, constant, operator
 
-_MANY = 64  # channels that repay one more pass over the pixels
+_MANY = 64  # channels that repay one more pass over the pixels, where few of them
+_SHORT = (
+    16  # are in a row: tiles do not fill it, and reach into other rows if pixels are neighbours
+)
 _WIDEST = 16  # floats in the widest vector: a group of channels starts at a multiple of them
 
 
@@ -177,7 +180,7 @@ def convolution(
     window, image = paired(window), _image(r, x)
     if weights.ndim == 3:
         weights = weights[:, :, None, :]
-    if groups == 1 and min(weights.shape[:2]) >= _MANY and _picks(window):
+    if groups == 1 and min(weights.shape[:2]) >= _MANY and _leaves_out(window):
         image, window = _picked(r, image, window)
     shape = (image.shape[0], weights.shape[0], *window["sizes"])
     depthwise = groups == image.shape[1] == weights.shape[0] and groups > 1
@@ -192,9 +195,10 @@ def convolution(
     return r.reshape(out, (*shape[:2], shape[3])) if len(x.shape) == 3 else out
 
 
-def _picks(window: dict[str, Any]) -> bool:
-    """A 1x1 convolution that leaves out pixels."""
-    return window["kernel"] == (1, 1) != window["strides"] and not any(window["pads"])
+def _leaves_out(window: dict[str, Any]) -> bool:
+    """A 1x1 convolution with strides, and short rows."""
+    one = window["kernel"] == (1, 1) != window["strides"]
+    return bool(one and not any(window["pads"]) and window["sizes"][1] <= _SHORT)
 
 
 def _picked(r: Reader, x: Value, window: dict[str, Any]) -> tuple[Value, dict[str, Any]]:
