@@ -17,29 +17,32 @@ from typing import Any
 
 import torch
 
-from redline.train import fit, load_data
+from redline.train import fit, load_data, network
 
-RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "digits": ("resnet", {"epochs": 20, "batch_size": 32, "lr": 0.01, "augment": "crop:1"}),
+RECIPES: dict[str, tuple[str, dict[str, int], dict[str, Any]]] = {
+    "digits": ("resnet", {}, {"epochs": 20, "batch_size": 32, "lr": 0.01, "augment": "crop:1"}),
     "images": (
         "resnet",
+        {"width": 16},
         {
-            "epochs": 22, "batch_size": 128, "optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4,
+            "epochs": 14, "batch_size": 128, "optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4,
             "augment": ("flip", "crop:4"), "label_smoothing": 0.1, "channels_last": True,
         },
     ),
-    "text": ("gpt", {"max_steps": 3500, "epochs": 100, "batch_size": 32, "lr": 2e-3, "clip": 1.0}),
+    "text": ("gpt", {}, {"max_steps": 1600, "epochs": 100, "batch_size": 32, "lr": 2e-3, "clip": 1.0}),
 }  # fmt: skip
 
 
 def train(name: str, source: str, changes: dict[str, Any], out: Path) -> dict[str, Any]:
     """One row of the table."""
-    network, recipe = RECIPES[name]
+    kind, sizes, recipe = RECIPES[name]
     recipe = {**recipe, **changes}
     start = time.monotonic()
-    done = fit(network, load_data(source), **recipe, out=out)
+    data = load_data(source)
+    torch.manual_seed(0)
+    done = fit(network(kind, data, **sizes), data, **recipe, out=out)
     return {
-        "data": name, "network": network, "recipe": recipe, "metrics": dict(done.metrics),
+        "data": name, "network": kind, **sizes, "recipe": recipe, "metrics": dict(done.metrics),
         "steps": done.steps, "stopped": done.stopped, "minutes": (time.monotonic() - start) / 60,
     }  # fmt: skip
 

@@ -290,13 +290,9 @@ def compose(
             "name": name, "datatype": to_datatype(array.dtype), "shape": list(array.shape)
         }  # fmt: skip
         if (where := place(parameters)) is not None:
-            data = to_bytes(array)
-            _lent(lease).write_output(name, where, data)
-            row["parameters"] = {
-                "shared_memory_region": where[0],
-                "shared_memory_offset": where[1],
-                "shared_memory_byte_size": len(data),
-            }
+            # Nothing about it in the answer, as Triton does: its C++ client takes the parameters of
+            # an output for those of binary data.
+            _lent(lease).write_output(name, where, to_bytes(array))
         elif binary:
             data = to_bytes(array)
             row["parameters"] = {"binary_data_size": len(data)}
