@@ -29,7 +29,11 @@ RECIPES: dict[str, tuple[str, dict[str, int], dict[str, Any]]] = {
             "augment": ("flip", "crop:4"), "label_smoothing": 0.1, "channels_last": True,
         },
     ),
-    "text": ("gpt", {}, {"max_steps": 1600, "epochs": 100, "batch_size": 32, "lr": 2e-3, "clip": 1.0}),
+    "text": (
+        "gpt",
+        {},
+        {"max_steps": 1600, "epochs": 100, "batch_size": 32, "lr": 2e-3, "clip": 1.0},
+    ),
 }  # fmt: skip
 
 

@@ -15,9 +15,10 @@ import pytest
 import serve_models
 from faults import Process, process
 
+MISSING = not shutil.which("perf_analyzer")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not shutil.which("perf_analyzer"), reason="perf_analyzer is not on the PATH"),
+    pytest.mark.skipif(MISSING, reason="perf_analyzer is not on the PATH"),
 ]
 
 
