@@ -214,6 +214,7 @@ def abusive(kind: str) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.timeout(300)
 def test_a_hundred_of_each_abuse_leave_no_memory_behind(root: Path) -> None:
     """Each is refused while the server lives, and costs less than 1 MiB over 100 repeats.
