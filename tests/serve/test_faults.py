@@ -67,23 +67,29 @@ def scaled(root: Path, scale: float) -> None:
     serve_models.save(root / "mlp/1/model.onnx", serve_models.mlp(scale=scale))
 
 
-def abused(root: Path, count: int, *options: str) -> tuple[Abuser, int]:
-    """(what happened, bytes that the server grew by after a warm-up of the same kind)."""
+def abused(root: Path, count: int, *options: str, rounds: int = 1) -> tuple[Abuser, int]:
+    """(what happened, bytes that the server grew by after a warm-up of the same kind).
+
+    The allocator's heap goes up and down; a leak grows in every one of the rounds.
+    """
     with process(root, *options) as server:
         for seed in (1, 2, 3):  # what the allocator keeps is there after about 2000 requests
             check(abuse(server, 1000, seed), server)
-        before = server.memory
-        made = abuse(server, count)
-        check(made, server)
-        grown = server.memory - before
+        for _ in range(rounds):
+            before = server.memory
+            made = abuse(server, count)
+            check(made, server)
+            grown = server.memory - before
+            if grown < GROWTH:
+                break
         assert server.terminate() == 0
     return made, grown
 
 
 def test_every_kind_of_abuse_in_short(root: Path) -> None:
-    made, grown = abused(root, 500)
+    made, grown = abused(root, 500, rounds=3)
     assert {kind for kind, _ in made.ended} == set(made.kinds)
-    assert grown < 4 * GROWTH  # a leak in 500 requests; test_ten_thousand_requests holds the bound
+    assert grown < GROWTH
 
 
 @pytest.mark.slow
@@ -215,7 +221,6 @@ def abusive(kind: str) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.timeout(300)
 def test_a_hundred_of_each_abuse_leave_no_memory_behind(root: Path) -> None:
     """Each is refused while the server lives, and costs less than 1 MiB over 100 repeats.
 

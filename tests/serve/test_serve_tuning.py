@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 from redline.cli.main import app
 from redline.cli.serve_tune import write_config
 from redline.errors import InputError
+from redline.serve import tuning
 from redline.serve.arrivals import Arrivals, bursty, poisson, read_arrivals
 from redline.serve.batcher import Queueing
 from redline.serve.config import parse_config, read_config
-from redline.serve.tuning import Setting, replay, settings_to_try, tune
+from redline.serve.tuning import Setting, Tried, replay, settings_to_try, tune
 
 
 def inputs(rows):
@@ -51,15 +52,19 @@ def test_waiting_for_more_loses_where_rows_cost_what_they_cost():
     assert found.setting.delay == 0.0
 
 
-def test_a_short_trace_does_not_make_batches_of_a_model_that_gains_nothing_by_them():
-    """Twelve requests: what one batch or another gives is chance, so the plainest is kept."""
-    grid = settings_to_try(16, 0.4, instances=1)
-    arrivals = poisson(60, 0.2)
-    for _ in range(3):  # a loaded machine can make one of them look better
-        found = asyncio.run(tune([model(0.0, 0.004)], inputs, Queueing(), arrivals, 0.4, grid)).best
-        if found is not None and found.setting == Setting(1, 1, 0.0):
-            return
-    pytest.fail(f"{found} where the plainest setting does")
+@pytest.mark.parametrize(
+    ("plain", "batch"), [((0.021, 0.024, 0.020), 1), ((0.030, 0.045, 0.031), 4)]
+)
+def test_the_plainest_wins_what_cannot_be_told_apart(monkeypatch, plain, batch):
+    """A batch of 4 has the lower p99 in both; in the second it is lower in every turn."""
+    p99 = {Setting(1, 1, 0.0): iter(plain), Setting(1, 4, 0.0): iter((0.019, 0.022, 0.020))}
+
+    async def scripted(runs, inputs, queueing, arrivals, goal, setting):
+        return Tried(setting, 0.01, next(p99[setting]), 60.0, 0, False)
+
+    monkeypatch.setattr(tuning, "replay", scripted)
+    found = asyncio.run(tune([], inputs, Queueing(), poisson(60, 0.2), 0.4, list(p99))).best
+    assert found.setting == Setting(1, batch, 0.0)
 
 
 def test_without_a_setting_that_reaches_the_goal_there_is_no_best():

@@ -290,8 +290,7 @@ def compose(
             "name": name, "datatype": to_datatype(array.dtype), "shape": list(array.shape)
         }  # fmt: skip
         if (where := place(parameters)) is not None:
-            # Nothing about it in the answer, as Triton does: its C++ client takes the parameters of
-            # an output for those of binary data.
+            # No parameters: Triton's C++ client takes those of an output for those of binary data.
             _lent(lease).write_output(name, where, to_bytes(array))
         elif binary:
             data = to_bytes(array)

@@ -11,10 +11,8 @@ from redline.native.dtypes import FLOATS, NUMBERS
 from redline.native.ir import No, Value, reshaped, view
 from redline.native.read import Op, Reader, constant, operator
 
-_MANY = 64  # channels that repay one more pass over the pixels, where few of them
-_SHORT = (
-    16  # are in a row: tiles do not fill it, and reach into other rows if pixels are neighbours
-)
+_MANY = 64  # channels that repay one more pass over the pixels
+_SHORT = 16  # pixels of a row: tiles end with it, or go on in the next if pixels are neighbours
 _WIDEST = 16  # floats in the widest vector: a group of channels starts at a multiple of them
 
 
