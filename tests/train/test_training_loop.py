@@ -82,7 +82,7 @@ class _Stop:
             found = write(folder, name, weights, kept)
             if not self.done:
                 self.done = True
-                os.kill(os.getpid(), signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
             return found
 
         self.old, module.checkpoint.write = write, counted
@@ -146,6 +146,8 @@ def test_a_loss_that_is_not_finite_names_the_module(tmp_path):
     [
         ({"model": 3}, "expected an nn.Module"),
         ({"data": 3}, "expected a Dataset"),
+        ({"data": "digit"}, "did you mean 'digits'"),
+        ({"data": "no/such/images.zip"}, "no such file or folder: no/such/images.zip"),
         ({"epochs": 0}, "epochs is 0"),
         ({"epoch": 3}, "epochs"),
         ({"precision": "fp16"}, "fp16 does not train on a cpu"),
@@ -281,7 +283,7 @@ class _Ctrl:
 
     def log(self, record):
         if record["kind"] == "epoch":
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     def close(self):
         pass

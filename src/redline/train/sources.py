@@ -43,7 +43,7 @@ def load_data(
 
     Raises:
         UnknownNameError: neither a known name nor a path that is there.
-        InputError: the files cannot be used.
+        InputError: a path that is not there, or files that cannot be used.
         MissingError: the library that has it, or Pillow, is not installed.
 
     Example:
@@ -65,6 +65,8 @@ def load_data(
         return _images(path, split, seed, size)
     if path.is_file():
         return _text(path, split, block)
+    if isinstance(name, Path) or "/" in text or path.suffix:
+        raise InputError(f"no such file or folder: {text}", hint="check the path")
     raise UnknownNameError("dataset", text, BUNDLED)
 
 

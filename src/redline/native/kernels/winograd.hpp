@@ -39,6 +39,26 @@ RL_INLINE void winograd_out(const vf (&m)[4], vf (&y)[2]) {
     y[1] = m[1] - m[2] - m[3];
 }
 
+// One column of G g, for the filters.
+RL_INLINE void winograd_filter(const vf (&g)[3], vf (&u)[6]) {
+    const vf s = (g[0] + g[2]) * (-1.f / 6), a = g[0] * (1.f / 24) + g[2] * (1.f / 6);
+    const vf b = g[1] * (1.f / 6), c = g[1] * (1.f / 12);
+    u[0] = g[0] * (1.f / 4);
+    u[1] = s - b;
+    u[2] = s + b;
+    u[3] = a + c;
+    u[4] = a - c;
+    u[5] = g[2];
+}
+
+RL_INLINE void winograd_filter(const vf (&g)[3], vf (&u)[4]) {
+    const vf s = (g[0] + g[2]) * .5f, b = g[1] * .5f;
+    u[0] = g[0];
+    u[1] = s + b;
+    u[2] = s - b;
+    u[3] = g[2];
+}
+
 // A x A pixels of one channel block -> its places in V, `step` floats apart.
 template <int O>
 inline void winograd_read(const float* x, long row, float* v, long step) {
@@ -77,12 +97,37 @@ RL_INLINE void winograd_write(const float* m, long step, float* y, long row, lon
     }
 }
 
-// One of the products for P tiles: V [blocks][tiles][W] by U [channels][B W] -> M [B][tiles][W].
-// Meanwhile `next`, a slice of the weights after these, is fetched: L lines at each step.
+// Filters [channels][3 x 3][B W] -> U, products `step` floats apart, each [channels][B W].
+template <int O, int B>
+inline void winograd_filters(const float* g, long channels, float* u, long step) {
+    constexpr int A = O + 2;
+    for (long c = 0; c < channels * B; ++c, u += W) {
+        const float* const from = g + c / B * 9 * B * W + c % B * W;
+        vf t[A][3];
+        RL_UNROLL for (int j = 0; j < 3; ++j) {
+            vf d[3], s[A];
+            RL_UNROLL for (int i = 0; i < 3; ++i) d[i] = load(from + (i * 3 + j) * B * W);
+            winograd_filter(d, s);
+            RL_UNROLL for (int i = 0; i < A; ++i) t[i][j] = s[i];
+        }
+        for (int i = 0; i < A; ++i) {
+            vf s[A];
+            winograd_filter(t[i], s);
+            RL_UNROLL for (int j = 0; j < A; ++j) store(u + (i * A + j) * step, s[j]);
+        }
+    }
+}
+
+// One of the products for P tiles: V [blocks][tiles][W] by U [channels][B W] -> M [B][tiles][W],
+// added to what is there where there is `more`. Meanwhile `next`, a slice of the weights after
+// these, is fetched: L lines at each step.
 template <int P, int B, int L>
 RL_INLINE void winograd_tile(const float* v, long blocks, long tiles, const float* u, float* m,
-                             const char* next) {
+                             const char* next, bool more) {
     vf acc[P][B] = {};
+    if (more)
+        RL_UNROLL for (int p = 0; p < P; ++p)
+            RL_UNROLL for (int j = 0; j < B; ++j) acc[p][j] = load(m + (j * tiles + p) * W);
     for (long c = 0; c < blocks; ++c) {
         RL_UNROLL for (int l = 0; l < L; ++l, next += 64) __builtin_prefetch(next, 0, 2);
         multiply<P, B>(acc, v + c * tiles * W, W, u, W);
@@ -94,34 +139,36 @@ RL_INLINE void winograd_tile(const float* v, long blocks, long tiles, const floa
 
 // What does not change over one convolution.
 struct Winograd {
-    long blocks, plane, row;         // input: channel blocks, floats of a block, of a row
+    long plane, row;                 // input: floats of a channel block, of a row
     long out_plane, out_row;         // output
     long rows, columns, across;      // output pixels, tiles in a row
 };
 
-// The input of tiles [first, first + count), for the channel blocks [from, to).
+// The input of tiles [first, first + count), for the channel blocks [from, to), as
+// V [chunks of `depth` blocks][products, `step` floats apart][depth][count][W].
 template <int O>
-inline void winograd_input(const Winograd& g, const float* x, float* v, long first, long count,
-                           long from, long to) {
-    for (long c = from; c < to; ++c)
+inline void winograd_input(const Winograd& g, const float* x, float* v, long depth, long step,
+                           long first, long count, long from, long to) {
+    for (long c = from; c < to; ++c) {
+        float* const to_block = v + c / depth * (O + 2) * (O + 2) * step + c % depth * count * W;
         for (long i = 0; i < count; ++i) {
             const long h = (first + i) / g.across * O, w = (first + i) % g.across * O;
-            winograd_read<O>(x + c * g.plane + h * g.row + w * W, g.row, v + (c * count + i) * W,
-                          g.blocks * count * W);
+            winograd_read<O>(x + c * g.plane + h * g.row + w * W, g.row, to_block + i * W, step);
         }
+    }
 }
 
-// One of the products for one panel of B output blocks over `count` tiles, `many` times P and `rest`
-// times one less.
+// One of the products for one panel of B output blocks over `blocks` channel blocks of `count` tiles,
+// `many` times P and `rest` times one less.
 template <int P, int B, int L>
-inline void winograd_product(const Winograd& g, const float* v, const float* u, float* m,
-                             long count, long many, long rest, const float* after) {
+inline void winograd_product(const float* v, long blocks, const float* u, float* m, long count,
+                             long many, long rest, const float* after, bool more) {
     const char* next = (const char*)after;
-    for (long i = 0; i < many; ++i, v += P * W, m += P * W, next += g.blocks * L * 64)
-        winograd_tile<P, B, L>(v, g.blocks, count, u, m, next);
+    for (long i = 0; i < many; ++i, v += P * W, m += P * W, next += blocks * L * 64)
+        winograd_tile<P, B, L>(v, blocks, count, u, m, next, more);
     if constexpr (P > 1)
-        for (long i = 0; i < rest; ++i, v += (P - 1) * W, m += (P - 1) * W, next += g.blocks * L * 64)
-            winograd_tile<P - 1, B, L>(v, g.blocks, count, u, m, next);
+        for (long i = 0; i < rest; ++i, v += (P - 1) * W, m += (P - 1) * W, next += blocks * L * 64)
+            winograd_tile<P - 1, B, L>(v, blocks, count, u, m, next, more);
 }
 
 // The output of one panel of B blocks; `step` floats lie between two products of a tile.
