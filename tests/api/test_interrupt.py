@@ -6,7 +6,8 @@ import sys
 import pytest
 
 CODE = """
-import sys, torch, redline
+import signal, sys, torch, redline
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores it
 from redline import backends
 from redline.progress import Progress
 sys.path.insert(0, {here!r})
