@@ -68,11 +68,14 @@ class Shuffled:
 
 
 class Flipped(Shuffled):
-    """Images are mirrored at random."""
+    """Images are mirrored at random, and moved by up to `shift` pixels."""
+
+    shift = 0
 
     def seen(self, x: torch.Tensor) -> torch.Tensor:
         mirrored = torch.rand(len(x), generator=self.random) < 0.5
-        return torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+        return parts.augmentations((f"crop:{self.shift}",))[0](x, self.random) if self.shift else x
 
 
 class Bench:
@@ -80,6 +83,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.data, self.out, self.seed = load_data(args.images), args.out, args.seed
+        self.shift = args.shift
         prepare = parts.features((), self.data)[0]
         self.x, self.y = prepare(self.data.train.x), self.data.train.y
         self.test_x, self.test_y = prepare(self.data.test.x), self.data.test.y
@@ -96,7 +100,9 @@ class Bench:
         return float((found == self.test_y).float().mean())
 
     def loader(self) -> Flipped:
-        return Flipped(self.x, self.y, self.seed)
+        batches = Flipped(self.x, self.y, self.seed)
+        batches.shift = self.shift
+        return batches
 
     def write(self, name: str, **numbers: Any) -> None:
         (self.out / f"{name}.json").write_text(json.dumps(numbers))
@@ -136,13 +142,15 @@ def control(bench: Bench, name: str, how: Training) -> None:
 
 
 def taught(bench: Bench, epochs: int) -> None:
-    """Half of the channels as in channels(), trained with the control as the teacher."""
-    teacher = copy.deepcopy(bench.net)
-    teacher.load_state_dict(load_weights(bench.out / "channels-control.safetensors"))
+    """Half of the channels as in channels(), taught by the control; without one, by the base."""
+    teacher, control = copy.deepcopy(bench.net), bench.out / "channels-control.safetensors"
+    if control.exists():
+        teacher.load_state_dict(load_weights(control))
     cut = prune(bench.net, HALF, bench.test_x[:4])
     scheme = Scheme("distill", {"alpha": 0.7})
     made = distill(cut, teacher, bench.loader(), epochs, scheme=scheme, optimizer=sgd(0.05))
-    bench.write("taught", epochs=epochs, accuracy=bench.accuracy(made))
+    bench.keep("taught", made)
+    bench.write("taught", epochs=epochs, cut=bench.accuracy(cut), accuracy=bench.accuracy(made))
 
 
 def bits(bench: Bench, epochs: int) -> None:
@@ -292,6 +300,7 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--width", type=int, default=8, help="of the base network")
     parser.add_argument("--epochs", type=int, help=f"of the part, in place of {EPOCHS}")
+    parser.add_argument("--shift", type=int, default=0, help="pixels that images move by")
     parser.add_argument("--seeds", type=int, default=5, help="students of each kind")
     parser.add_argument("--rounds", type=int, default=60, help="of the part speed")
     parser.add_argument("--seed", type=int, default=0, help="of the order of the batches")
