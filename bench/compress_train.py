@@ -149,6 +149,7 @@ def taught(bench: Bench, epochs: int) -> None:
     cut = prune(bench.net, HALF, bench.test_x[:4])
     scheme = Scheme("distill", {"alpha": 0.7})
     made = distill(cut, teacher, bench.loader(), epochs, scheme=scheme, optimizer=sgd(0.05))
+    bench.keep("fp32", bench.net)
     bench.keep("taught", made)
     bench.write("taught", epochs=epochs, cut=bench.accuracy(cut), accuracy=bench.accuracy(made))
 

@@ -78,3 +78,15 @@ def test_someone_who_left_before_the_final_is_compared_by_intervals():
     winner = choose(field, Goal())
     assert winner.record.id == "fast"
     assert "5.00×" in explain_losses(field, winner, Goal())["gone"]
+
+
+def test_someone_who_left_before_the_final_does_not_win_by_a_wide_interval():
+    """Four turns in a noisy minute: 0.9 to 2.1 s; the finalist took 0.8 to 1.3 s."""
+    few, many = (0.9, 1.4, 1.6, 2.1), (0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
+    gone = Entry(Record("gone", "gone", "ok", timing=Timing(1.5, 0.9, 2.1, 2.1, few)), 0, ())
+    fast = Entry(Record("fast", "fast", "ok", timing=Timing(1.05, 0.8, 1.3, 1.3, many)), 9, many)
+    winner = choose([gone, fast], Goal())
+    assert winner.record.id == "fast"
+    assert "left before the final" in explain_losses([gone, fast], winner, Goal())["gone"]
+    slow = Entry(entry("eager", 5.0, 1).record, 1, (5.0,) * 6)  # the baseline always stays
+    assert choose([gone, slow], Goal()).record.id == "gone"

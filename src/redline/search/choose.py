@@ -64,7 +64,12 @@ def _clearly(best: Entry, other: Entry, goal: Goal) -> bool:
     if between is not None:
         return between[2] < 1
     ours, theirs = best.record.timing, other.record.timing
-    return bool(ours and theirs and ours.high < theirs.low)
+    if ours is None or theirs is None:
+        return False
+    if best.rounds and not other.rounds and ours.blocks and theirs.blocks:
+        # It left the race that `best` finished, by its best turn, and its few turns prove no tie.
+        return min(ours.blocks) < min(theirs.blocks)
+    return ours.high < theirs.low
 
 
 def _why_not(entry: Entry, winner: Entry, goal: Goal) -> str:
