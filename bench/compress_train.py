@@ -67,23 +67,25 @@ class Shuffled:
         return x
 
 
-class Flipped(Shuffled):
+class Augmented(Shuffled):
     """Images are mirrored at random, and moved by up to `shift` pixels."""
 
-    shift = 0
+    def __init__(self, x: torch.Tensor, y: torch.Tensor, seed: int, shift: int) -> None:
+        super().__init__(x, y, seed)
+        self.changes = parts.augmentations(("flip", f"crop:{shift}") if shift else ("flip",))
 
     def seen(self, x: torch.Tensor) -> torch.Tensor:
-        mirrored = torch.rand(len(x), generator=self.random) < 0.5
-        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-        return parts.augmentations((f"crop:{self.shift}",))[0](x, self.random) if self.shift else x
+        for change in self.changes:
+            x = change(x, self.random)
+        return x
 
 
 class Bench:
     """The data, the base network, and where numbers go."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.data, self.out, self.seed = load_data(args.images), args.out, args.seed
-        self.shift = args.shift
+        self.data, self.out = load_data(args.images), args.out
+        self.seed, self.shift = args.seed, args.shift
         prepare = parts.features((), self.data)[0]
         self.x, self.y = prepare(self.data.train.x), self.data.train.y
         self.test_x, self.test_y = prepare(self.data.test.x), self.data.test.y
@@ -99,10 +101,8 @@ class Bench:
             found = torch.cat([model(x).argmax(1) for x in self.test_x.split(500)])
         return float((found == self.test_y).float().mean())
 
-    def loader(self) -> Flipped:
-        batches = Flipped(self.x, self.y, self.seed)
-        batches.shift = self.shift
-        return batches
+    def loader(self) -> Augmented:
+        return Augmented(self.x, self.y, self.seed, self.shift)
 
     def write(self, name: str, **numbers: Any) -> None:
         (self.out / f"{name}.json").write_text(json.dumps(numbers))

@@ -126,6 +126,19 @@ def test_winograd_within_its_class(target, size, channels, out):
     agree(model, [x], target=target, winograd=True, tolerance=1e-4)
 
 
+def test_large_filters_stay_as_they_are_in_the_file(tmp_path):
+    """Transformed at the build they would be four times as large; the numbers hold either way."""
+    x, weights = array(1, 200, 14, 14), {"w": array(170, 200, 3, 3, seed=1)}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])]
+    model = graph(nodes, {"x": x}, ["y"], weights)
+    made = compile_graph(
+        onnx_ir.serde.deserialize_model(model), isa.get(targets()[0]), 2, tmp_path, winograd=True
+    )
+    assert tolerance_class(made.program.nodes) == "winograd-f43"
+    assert (tmp_path / "weights.bin").stat().st_size < 1.3 * weights["w"].nbytes
+    agree(model, [x], target=targets()[0], winograd=True, tolerance=1e-4)
+
+
 @pytest.mark.parametrize("size", [(7, 7), (9, 14), (4, 4)])
 @pytest.mark.parametrize("channels", [(32, 32), (70, 50)])
 def test_the_smaller_winograd_within_its_class(target, size, channels, tmp_path):

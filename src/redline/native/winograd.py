@@ -242,9 +242,9 @@ def _fresh_products(c: Code, node: Node, walk: _Walk, out_blocks: int, blocks: i
     last = f"p == {panels - 1}" if left else ""
     wide = f"({last} ? 1 : 2)" if left else "2"
     here = -(-2 * block * walk.depth * 4 // (64 * points))  # lines to fetch during a product
-    strides = {number: _apart(walk.depth * lanes * number * lanes) for number in (1, 2)}
+    step = _apart(walk.depth * lanes * 2 * lanes)
     filters = [
-        f"{f'if ({test}) ' if test else ''}rl::winograd_filters<{outputs}, {number}>(from, deep * {lanes}, f, {strides[number]});"
+        f"{f'if ({test}) ' if test else ''}rl::winograd_filters<{outputs}, {number}>(from, deep * {lanes}, f, {step});"
         for number, test in ((1, last), (2, last and f"!({last})"))
         if number == 2 or last
     ]
@@ -258,7 +258,7 @@ def _fresh_products(c: Code, node: Node, walk: _Walk, out_blocks: int, blocks: i
         f"k + deep < {blocks} ? w + panels.first * {2 * block * blocks} + (k + deep) * {2 * block} : from;",
         *filters,
         f"for (long e = 0; e < {points}; ++e) {{",
-        f"const float* const u = f + e * ({last or 'false'} ? {strides[1]} : {strides[2]});",
+        f"const float* const u = f + e * {step};",
         f"const float* const next = following + e * {here * 16};",
         *_calls(c, node, walk, walk.depth, here, last),
         "}",
