@@ -209,11 +209,13 @@ def _calls(code: Code, texts: Sequence[str]) -> list[str]:
     lines.append("static void program(rl::Context& c, int t) {")
     lines.append("uint64_t since = c.profile && !t ? rl::now_ns() : 0; (void)since;")
     alone = True
-    for i, body in enumerate(texts):
+    for i, (node, body) in enumerate(zip(code.program.nodes, texts, strict=True)):
         mine = (
             code.threads == 1 or body.startswith("if (t) return;") or "if (t >= 1) return;" in body
         )
-        if not (alone and mine) and i:
+        if dealt := node.attrs.get("dealt"):
+            lines.append(f"rl::barrier(c, {dealt});")
+        elif not (alone and mine) and i:
             lines.append("rl::barrier(c);")
         alone = mine
         lines.append(f"group{i}(c, t);")

@@ -14,6 +14,7 @@ _FEW_ROWS = 4  # rows of A that any cache holds, however they lie
 CHUNK = 256 << 10  # bytes of an image that stay in the second-level cache beside the weights
 _FIRST = 40 << 10  # bytes of a panel that stay in the first-level cache
 _LEAST_PART = 256  # of K: the sums wait in memory between two parts
+_PANELS = 8  # of a thread, from which they are worth to be claimed
 _SKEW = 16  # floats by which a copied row is longer than what it holds
 
 
@@ -50,6 +51,16 @@ def chosen_tile(c: Code, node: Node, rows: int, columns: int) -> tuple[int, int]
         return tile(c, rows, columns)
     wide = min(wanted[1], -(-columns // c.lanes))
     return min(rows, max(1, c.isa.accumulators // wide)), wide
+
+
+def taken(node: Node, count: int, split: int, dealt: bool) -> str:
+    """C++ that opens a loop over what a thread takes of [0, count): its share or, where that is
+    `dealt`, what it claims until nothing is left.
+    """
+    if dealt:
+        node.attrs["dealt"] = count
+        return "for (rl::Span taken; rl::claim(c, t, taken);) {"
+    return f"{{ const rl::Span taken = rl::share({count}, t, {split});"
 
 
 def lambda_epilogue(c: Code, node: Node, steps: str) -> str:
@@ -105,19 +116,23 @@ def gemm(c: Code, node: Node) -> str:
             f"memcpy(x + (i - m0) * {pitch}, {c.pointer(x)} + i * {x.steps[0]}, {k * 4});",
             "rl::barrier(c);" if split > 1 and not by_rows else "",
         ]
-    spans = [f"rl::share({panels}, t, {split})", f"rl::Span{{0, {tiles}}}"]
+    rows_of, part = f"{{0, {tiles}}}", "taken"
+    loop = taken(node, panels, split, split > 1 and not by_rows and panels >= _PANELS * split)
     if by_rows:
-        spans = [f"rl::Span{{0, {panels}}}", f"rl::share({tiles}, t, {split})"]
+        rows_of, loop, part = f"rl::share({tiles}, t, {split})", "{", f"{{0, {panels}}}"
     lines = [
         f"if (t >= {split}) return;",
-        f"const rl::Span part = {spans[0]}, rows = {spans[1]};",
+        f"const rl::Span rows = {rows_of};",
         f"const rl::Tiles mine = rl::tiles(rows, {many}, {size});",
         "const long m0 = mine.first, m1 = mine.last; (void)m1;",
         *read,
         f"float* y = {c.pointer(node.out, write=True)} + m0 * {n};",
         f"const float* w = (const float*)(c.weights + {at});",
         f"const auto epilogue = {lambda_epilogue(c, node, 'long m, long n')};",
+        loop,
+        f"const rl::Span part = {part};",
         *_gemm_calls(c, node, (size, wide), many, pitch, -(-tiles // split) if by_rows else tiles),
+        "}",
     ]
     return "\n".join([*lines, ""])
 
@@ -181,8 +196,8 @@ def _gemm_parts(
         f"const long depth = {k} - k < {length} ? {k} - k : {length};",
         f"{over_panels} {{",
         f"const float* const u = w + p * {k * panel} + k * {panel};",
-        f"const float* const after = p + 1 < part.last ? u + {k * panel} :",
-        f"w + part.first * {k * panel} + (k + depth) * {panel};",
+        f"const float* const after = p + 1 < part.last ? u + {k * panel} : k + depth < {k} ?",
+        f"w + part.first * {k * panel} + (k + depth) * {panel} : w + (p + 1) * {k * panel};",
         f"rl::gemm_panel_part{call} + k, {pitch}, u, depth, {rest}, after,",
         f"k == 0, k + depth == {k}, {epilogue}); }} }}",
     ]

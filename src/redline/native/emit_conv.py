@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from redline.native.code import SMALL, Code
-from redline.native.emit_anchors import CHUNK, balanced, chosen_tile, lambda_epilogue
+from redline.native.emit_anchors import CHUNK, balanced, chosen_tile, lambda_epilogue, taken
 from redline.native.ir import Node, leaves
 
 _PART = 20 << 10  # bytes of weights that stay in the first-level cache beside a tile's pixels
 _FULL = 48 << 10  # bytes that stream well enough from the second-level cache
 _WORTH = 0.9  # of the tiles must be left, where pixels have addresses of their own
+_PIECES = 16  # of a thread's tiles, of which another may claim the last ones
+_MANY = 200  # tiles beside which the first use of a panel costs nothing
 _PER_BYTE = 12  # operations that a core does while a byte comes from the third-level cache
 
 
@@ -29,6 +31,7 @@ def conv(c: Code, node: Node) -> str:
     size, many, rest = balanced(ow, pixels)
     a["code"] = f"{'first ' if planar else ''}conv_tile<{size}, {wide}>"
     full, left = divmod(blocks, wide)
+    all_widths = widths(wide, full, left)
     at, step = pack_conv(c, weights, groups, wide, planar)
     sh, sw = a["strides"]
     taps, origin, group, row, pixel = _conv_input(c, node)
@@ -40,13 +43,14 @@ def conv(c: Code, node: Node) -> str:
     channels = ic if planar else -(-ic // lanes)
     deep = _deep(c, node, wide * lanes, units)
     one, skip = floats // channels // wide, group // channels
-    steps = (kh if planar else kh * kw) * channels
+    steps, part = (kh if planar else kh * kw) * channels, floats * 4 * deep // channels
+    dealt = split > 1 and _dealt(c, node, deep < channels)
     ahead = _ahead(floats * 4, steps, units) if chunk == units else 0
     h, v, call = _call(size, line, (sh * row, sw * pixel), (yb, yh, yw), channels)
     lines = [
         f"if (t >= {split}) return;",
-        *_conv_weights(c, node, at, widths(wide, full, left), floats, (panels, split, by_rows)),
-        *_shares(by_rows, groups * panels, units, split),
+        *_conv_weights(c, node, at, all_widths, floats, (panels, split, by_rows or dealt)),
+        *_shares(node, (by_rows, dealt), groups * panels, units, split),
         f"for (long b = 0; b < {n}; ++b) {{",
         f"const float* x = {origin}; float* y = {c.pointer(out, write=True)} + b * {yn};",
         f"const auto epilogue = {lambda_epilogue(c, node, 'long ob, long h, long v')};",
@@ -56,23 +60,30 @@ def conv(c: Code, node: Node) -> str:
         "for (long q = panels.first; q < panels.last; ++q) {",
         f"const long g = q / {panels}, p = q % {panels}, ob = g * {blocks} + p * {wide};",
         f"const float* const wp = w + g * {step} + p * {floats} + k * (p < {full} ? {wide} : {left}) * {one};",
-        f"const char* next = (const char*)(wp + {floats});",
-        f"for (long u = first; u < last; ++u, next += {64 * ahead * steps * deep // channels}) {{",
-        f"const long h = u / {tiles}, i = u % {tiles}; (void)h;",
-        f"const long v = i < {many} ? i * {size} : {many * size} + (i - {many}) * {size - 1};",
+        *_next(ahead, (floats, one * wide, step), (panels, deep, channels)),
+        *_over_tiles(size, many, tiles, (64 * ahead * steps * deep // channels, part)),
         f"const float* from = x + g * {group} + k * {skip} + {h} * {sh * row} + {v} * {sw * pixel};",
         f"float* to = y + ob * {yb} + {h} * {yh} + {v} * {yw};",
     ]
-    lines += _conv_calls(size, many, rest, widths(wide, full, left), ahead, call)
-    return "\n".join([*lines, "}\n}\n}\n}\n}\n"])
+    lines += _conv_calls(size, many, rest, all_widths, ahead, call)
+    return "\n".join([*lines, "}" * 6, ""])
 
 
-def _shares(by_rows: bool, panels: int, units: int, split: int) -> list[str]:
-    """A thread's panels of weights and its tiles: one of the two is shared out."""
-    shares = [f"rl::Span{{0, {panels}}}", f"rl::share({units}, t, {split})"]
+def _dealt(c: Code, node: Node, parted: bool) -> bool:
+    """Whether threads claim their pieces. Sums taken in parts go through the image once for each."""
+    small = node.attrs["weights"][0, 0].size == 1 or c.floats(node.ins[0]) * 4 <= CHUNK
+    return not c.free and (small or not parted)
+
+
+def _shares(node: Node, how: tuple[bool, bool], panels: int, units: int, split: int) -> list[str]:
+    """Opens a loop over what a thread takes, panels of weights or tiles of the image."""
+    by_rows, dealt = how
     if not by_rows:
-        shares = [f"rl::share({panels}, t, {split})", f"rl::Span{{0, {units}}}"]
-    return [f"const rl::Span panels = {shares[0]}, units = {shares[1]};"]
+        mine = f"panels = taken, units = {{0, {units}}};"
+        return [taken(node, panels, split, dealt), f"const rl::Span {mine}"]
+    grain = max(1, units // (split * _PIECES)) if dealt else 1
+    mine = f"panels = {{0, {panels}}}, units = rl::steps(taken, {grain}, {units});"
+    return [taken(node, -(-units // grain), split, dealt), f"const rl::Span {mine}"]
 
 
 def _call(
@@ -123,10 +134,13 @@ def _conv_weights(
     floats: int,
     shared: tuple[int, int, bool],
 ) -> list[str]:
-    """Where the weights are: in the file, or, if each channel has its scale, in scratch."""
+    """Where the weights are: in the file, or, if each channel has its scale, in scratch.
+
+    `shared` is how many panels, for how many threads, and whether one reads what others scaled.
+    """
     if not node.attrs.get("scaled"):
         return [f"const float* const w = (const float*)(c.weights + {at});"]
-    panels, split, by_rows = shared
+    panels, split, meet = shared
     scale, ic = node.ins[1], node.attrs["weights"].shape[1]
     channels = -(-ic // c.lanes) * c.lanes
     step = c.geometry(scale)[1]
@@ -142,7 +156,7 @@ def _conv_weights(
         "for (long p = scaled.first; p < scaled.last; ++p) {",
         *calls,
         "}",
-        "rl::barrier(c);" if by_rows and split > 1 else "",
+        "rl::barrier(c);" if meet and split > 1 else "",
     ]
 
 
@@ -181,12 +195,37 @@ def _order(
     return by_rows, max(1, -(-mine_units // count)) if count > 1 else units
 
 
-def _ahead(panel: int, steps: int, tiles: int) -> int:
-    """Lines to fetch at each step, so that a panel's tiles fetch the next panel between them.
-
-    With many tiles a panel's first use costs little beside the others.
+def _next(ahead: int, sizes: tuple[int, int, int], counts: tuple[int, int, int]) -> list[str]:
+    """C++ for the weights after panel q's: those of q + 1 or, of sums taken in parts, the next part
+    of this piece's first panel.
     """
-    return min(8, -(-panel // (64 * steps * tiles))) if tiles <= 32 else 0
+    (floats, one, step), (panels, deep, channels) = sizes, counts
+    if not ahead or deep == channels:
+        return [f"const float* const after = wp + {floats}; (void)after;"]
+    first = f"panels.first / {panels} * {step} + panels.first % {panels} * {floats}"
+    return [
+        f"const float* const after = q + 1 < panels.last ? wp + {floats} :",
+        f"k + {deep} < {channels} ? w + {first} + (k + {deep}) * {one} : wp + {floats} - k * {one};",
+    ]
+
+
+def _over_tiles(size: int, many: int, tiles: int, fetched: tuple[int, int]) -> list[str]:
+    """The loop over tiles u: their rows and columns, and what they fetch of the weights after these,
+    so many bytes of so many; the last ones may have nothing new to fetch.
+    """
+    one, most = fetched[0], max(0, fetched[1] - fetched[0])
+    mine = f"(const char*)after + ((u - first) * {one} < {most} ? (u - first) * {one} : {most})"
+    return [
+        "for (long u = first; u < last; ++u) {",
+        f"const char* const next = {mine if one else 'nullptr'};",
+        f"const long h = u / {tiles}, i = u % {tiles}; (void)h;",
+        f"const long v = i < {many} ? i * {size} : {many * size} + (i - {many}) * {size - 1};",
+    ]
+
+
+def _ahead(panel: int, steps: int, tiles: int) -> int:
+    """Lines to fetch at each step, so that a panel's tiles fetch the next panel between them."""
+    return min(8, -(-panel // (64 * steps * tiles))) if tiles <= _MANY else 0
 
 
 def _conv_calls(

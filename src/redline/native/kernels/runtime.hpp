@@ -27,6 +27,11 @@ RL_INLINE uint64_t now_ns() {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+// What is left of a thread's part, [first, last) in one word.
+struct alignas(64) Part {
+    uint64_t left;
+};
+
 struct Context {
     const char* weights;
     char* arena;
@@ -39,6 +44,7 @@ struct Context {
     size_t arena_bytes;
     pid_t owner;
     pthread_t* workers;
+    Part* parts;  // of every thread
     long sizes[2];  // of free dims, in this call
     alignas(64) uint32_t generation;  // one more for each call; workers wait for it to change
     uint32_t sleepers;
@@ -56,10 +62,41 @@ inline void futex(uint32_t* word, int what, uint32_t value) {
     syscall(SYS_futex, word, what | FUTEX_PRIVATE_FLAG, value, nullptr, nullptr, 0);
 }
 
-// Everyone before it has finished what they did when anyone goes on.
-RL_INLINE void barrier(Context& c) {
+RL_INLINE uint64_t packed(long first, long last) { return (uint64_t)last << 32 | (uint64_t)first; }
+
+// Gives each thread its part of [0, n), while none of them claims anything.
+inline void deal(Context& c, long n) {
+    for (int i = 0; i < c.threads; ++i) {
+        const Span part = share(n, i, c.threads);
+        __atomic_store_n(&c.parts[i].left, packed(part.first, part.last), __ATOMIC_RELAXED);
+    }
+}
+
+// What thread t does next: the first half of what is left of its part or, if nothing is, the last
+// half of what another has left; false when all is taken. Whom the machine slows down does less.
+inline bool claim(Context& c, int t, Span& taken) {
+    for (int i = 0; i < c.threads; ++i) {
+        uint64_t& left = c.parts[(t + i) % c.threads].left;
+        uint64_t was = __atomic_load_n(&left, __ATOMIC_RELAXED), rest;
+        do {
+            const long first = (long)(uint32_t)was, last = (long)(was >> 32);
+            if (first == last) break;
+            const long middle = (first + last + !i) / 2;
+            taken = i ? Span{middle, last} : Span{first, middle};
+            rest = i ? packed(first, middle) : packed(middle, last);
+            if (__atomic_compare_exchange_n(&left, &was, rest, false, __ATOMIC_RELAXED,
+                                            __ATOMIC_RELAXED))
+                return true;
+        } while (true);
+    }
+    return false;
+}
+
+// Everyone before it has finished what they did when anyone goes on; [0, n) can then be claimed.
+RL_INLINE void barrier(Context& c, long n = 0) {
     const uint32_t phase = __atomic_load_n(&c.phase, __ATOMIC_RELAXED);
     if (__atomic_add_fetch(&c.arrived, 1, __ATOMIC_ACQ_REL) == (uint32_t)c.threads) {
+        if (n) deal(c, n);
         __atomic_store_n(&c.arrived, 0, __ATOMIC_RELAXED);
         __atomic_store_n(&c.phase, phase + 1, __ATOMIC_RELEASE);
         return;
@@ -142,7 +179,8 @@ inline Context* open(const void* weights, size_t arena_bytes, int groups, int th
     c->arena = (char*)aligned_alloc(arena_bytes > page ? page : 64, c->arena_bytes);
     c->times = (uint64_t*)calloc((size_t)groups + 1, sizeof(uint64_t));
     c->workers = (pthread_t*)calloc((size_t)threads, sizeof(pthread_t));
-    if (!c->arena || !c->times || !c->workers) return nullptr;
+    c->parts = (Part*)aligned_alloc(64, (size_t)threads * sizeof(Part));
+    if (!c->arena || !c->times || !c->workers || !c->parts) return nullptr;
     if (arena_bytes > page) madvise(c->arena, c->arena_bytes, MADV_HUGEPAGE);
     memset(c->arena, 0, arena_bytes ? arena_bytes : 1);  // halos stay zero from here on
     return start_workers(*c) ? c : nullptr;
@@ -174,6 +212,7 @@ inline void close(Context* c) {
     ::free(c->arena);
     ::free(c->times);
     ::free(c->workers);
+    ::free(c->parts);
     ::free(c);
 }
 

@@ -146,4 +146,10 @@ RL_INLINE Span share(long n, int t, int T, long grain = 1) {
     return {first < n ? first : n, last < n ? last : n};
 }
 
+// The part of [0, n) that lies in some steps of `grain`.
+RL_INLINE Span steps(Span taken, long grain, long n) {
+    const long last = taken.last * grain;
+    return {taken.first * grain, last < n ? last : n};
+}
+
 }  // namespace rl
