@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
@@ -126,10 +127,8 @@ def contest(
 
 
 def _prepare(bench: Bench, trials: Sequence[Trial], deadline: float, say: Say) -> None:
-    """Build and verify, two at a time: the longest build next to the short ones."""
-    order = sorted(
-        trials, key=lambda trial: (trial.backend.name != "inductor", trial.candidate.rank)
-    )
+    """Build and verify, two at a time."""
+    order = _order(trials)
     at_once = min(_AT_ONCE, machine.usable_cores())
     with ThreadPoolExecutor(at_once) as pool:
         waiting = {pool.submit(trial.prepare, deadline): trial for trial in order}
@@ -173,6 +172,19 @@ def _free_cores() -> float:
     process = psutil.Process()
     ours = process.cpu_affinity() if hasattr(process, "cpu_affinity") else range(len(shares))
     return sum(1 - shares[core] / 100 for core in ours if core < len(shares))
+
+
+def _order(trials: Sequence[Trial]) -> list[Trial]:
+    """The longest build first, beside the short ones; then each backend's first setting in every
+    precision, then its second ones: when time runs out, nothing has been left out as a whole.
+    """
+    before: Counter[tuple[str, str]] = Counter()
+    places = []
+    for trial in sorted(trials, key=lambda trial: trial.candidate.rank):
+        same = (trial.backend.name, trial.candidate.precision)
+        places.append((trial.backend.name != "inductor", before[same], trial))
+        before[same] += 1
+    return [trial for *_, trial in sorted(places, key=lambda place: place[:2])]
 
 
 def _race(trials: Sequence[Trial], deadline: float, say: Say) -> list[Outcome]:
