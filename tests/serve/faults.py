@@ -24,6 +24,7 @@ import numpy as np
 import psutil
 import serve_models
 
+GROWTH = 5 << 20  # bytes that a server may grow by after its warm-up
 ROW = 8  # numbers of one request to the mlp
 NAMES = (
     "..", "../../etc/passwd", "%2e%2e", "..%2f..%2fetc%2fpasswd", "/etc/passwd", "a/../mlp",
@@ -300,3 +301,17 @@ def process(root: Path, *options: str) -> Iterator[Process]:
             made.popen.kill()
             made.popen.wait()
         made.close()
+
+
+def abuse(server: Process, count: int, seed: int = 0) -> Abuser:
+    """So many requests of every kind, half of them good."""
+    made = Abuser(server.port, seed)
+    asyncio.run(made.run(count))
+    return made
+
+
+def check(made: Abuser, server: Process) -> None:
+    """Nothing went wrong, something went right, and the server lives."""
+    assert made.wrong == []
+    assert made.ended["good", "200"] > 0
+    assert server.live()

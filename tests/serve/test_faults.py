@@ -17,21 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import serve_models
-from faults import Abuser, Process, process
-
-GROWTH = 5 << 20  # bytes
-
-
-def abuse(server: Process, count: int, seed: int = 0) -> Abuser:
-    made = Abuser(server.port, seed)
-    asyncio.run(made.run(count))
-    return made
-
-
-def check(made: Abuser, server: Process) -> None:
-    assert made.wrong == []
-    assert made.ended["good", "200"] > 0
-    assert server.live()
+from faults import GROWTH, Abuser, Process, abuse, check, process
 
 
 def load_of(server: Process, count: int, body) -> Abuser:
