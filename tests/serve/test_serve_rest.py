@@ -305,4 +305,7 @@ def test_statistics_count(server, client):
     assert after["inference_count"] - before["inference_count"] == 3
     success = [row["inference_stats"]["success"]["count"] for row in (before, after)]
     assert success[1] - success[0] == 1
+    batch = next(row for row in after["batch_stats"] if row["batch_size"] == 3)
+    assert batch["compute_output"]["count"] == batch["compute_infer"]["count"]
+    assert 0 < batch["compute_output"]["ns"] <= after["inference_stats"]["compute_output"]["ns"]
     assert len(client.get_inference_statistics()["model_stats"]) > 5

@@ -36,16 +36,17 @@ class Statistics:
         self.last_ms = 0
         names = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
         self.totals = {name: Total() for name in (*names, "cache_hit", "cache_miss")}
-        self._batches: dict[int, tuple[Total, Total]] = {}
+        self._batches: dict[int, tuple[Total, Total, Total]] = {}
 
     def ran(self, batch: Batch, rows: int) -> None:
         """A batch has run."""
         self.executions += 1
         totals = self._batches.get(rows)
         if totals is None:
-            totals = self._batches[rows] = (Total(), Total())
+            totals = self._batches[rows] = (Total(), Total(), Total())
         totals[0].add(batch.gathered - batch.started)
         totals[1].add(batch.finished - batch.gathered)
+        totals[2].add(0.0)  # its requests say how long they took
 
     def answered(self, item: Any, arrived: float, now: float) -> None:
         """A request was answered."""
@@ -55,6 +56,8 @@ class Statistics:
         totals["compute_input"].add(item.gathered - item.started)
         totals["compute_infer"].add(item.finished - item.gathered)
         totals["compute_output"].add(now - item.finished)
+        if of_batch := self._batches.get(item.batch_rows):
+            of_batch[2].add((now - item.finished) * item.rows / item.batch_rows, 0)
         self.inferences += item.rows
         self.last_ms = int(time.time() * 1000)
 
@@ -74,11 +77,11 @@ class Statistics:
             "batch_stats": [
                 {
                     "batch_size": rows,
-                    "compute_input": first.told(),
-                    "compute_infer": second.told(),
-                    "compute_output": {"count": second.count, "ns": 0},
+                    "compute_input": before.told(),
+                    "compute_infer": run.told(),
+                    "compute_output": after.told(),
                 }
-                for rows, (first, second) in sorted(self._batches.items())
+                for rows, (before, run, after) in sorted(self._batches.items())
             ],
             "memory_usage": [],
         }
