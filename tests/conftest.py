@@ -1,7 +1,10 @@
 """What every test gets: folders of its own for caches and keys, away from the user's."""
 
 import os
+import subprocess
+import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -25,3 +28,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def root() -> Path:
     """The folder of the repository."""
     return ROOT
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object, error: object) -> None:
+    """A worker that is gone says nothing: its exit status or signal tells where to look."""
+    process = getattr(getattr(getattr(node, "gateway", None), "_io", None), "popen", None)
+    if error and process is not None:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        print(f"\nworker {process.pid} ended with {process.returncode}: {error}", file=sys.stderr)
