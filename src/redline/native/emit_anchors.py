@@ -14,7 +14,7 @@ _FEW_ROWS = 4  # rows of A that any cache holds, however they lie
 CHUNK = 256 << 10  # bytes of an image that stay in the second-level cache beside the weights
 _FIRST = 40 << 10  # bytes of a panel that stay in the first-level cache
 _LEAST_PART = 256  # of K: the sums wait in memory between two parts
-_PANELS = 8  # of a thread, from which they are worth to be claimed
+_PANELS = 8  # that a thread must have for claims to pay
 _SKEW = 16  # floats by which a copied row is longer than what it holds
 
 
