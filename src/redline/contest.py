@@ -81,15 +81,17 @@ def propose(
             left_out.append(Record(name, name, "refused", reason=error.what, hint=error.hint))
             continue
         chosen.extend(found)
-        if variants and backend.fp32_only:
-            what, why = f"{name} {variants[0].partition('-keep')[0]}", backend.fp32_only
-            left_out.append(Record(what, name, "refused", precision=variants[0], reason=why))
-        if not backend.fp32_only:
-            chosen += [
-                replace(one, precision=variant, rank=one.rank + _LOWER)
-                for variant in variants
-                for one in found
-            ]
+        told: set[str] = set()
+        for variant in variants:
+            method = variant.partition("-keep")[0]
+            why = backend.lacks(method)
+            if not why:
+                lower = (replace(one, precision=variant, rank=one.rank + _LOWER) for one in found)
+                chosen.extend(lower)
+            elif why not in told:
+                told.add(why)
+                what = f"{name} {method}"
+                left_out.append(Record(what, name, "refused", precision=variant, reason=why))
     return chosen, left_out
 
 

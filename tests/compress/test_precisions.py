@@ -235,5 +235,8 @@ def test_ctrl_c_while_graphs_are_made_keeps_what_is_ready(digits, tmp_path):
 def test_backends_without_kernels_for_it_say_so():
     from redline.backends import get, names
 
-    takes = {name for name in names() if not get(name).fp32_only}
-    assert takes == {"onnxruntime", "openvino"}
+    def takes(precision):
+        return {name for name in names() if not get(name).lacks(precision)}
+
+    assert takes("int8") == {"native", "onnxruntime", "openvino"}
+    assert takes("int8-dynamic") == takes("int4-weights") == {"onnxruntime", "openvino"}

@@ -103,6 +103,27 @@ def test_a_sequence_of_any_length(target, tmp_path):
     runner.close()
 
 
+@pytest.mark.parametrize("k", [64, 1024])
+def test_products_of_whole_numbers(k, tmp_path):
+    nodes = [
+        node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        node("DequantizeLinear", ["w", "ws"], ["wd"]),
+        node("MatMul", ["d", "wd"], ["y"]),
+    ]
+    weights = {
+        "s": np.array(0.03, np.float32), "z": np.array(120, np.uint8),
+        "w": np.random.default_rng(0).integers(-128, 128, (k, 70)).astype(np.int8),
+        "ws": np.linspace(0.001, 0.01, 70, dtype=np.float32),
+    }  # fmt: skip
+    model = graph(nodes, {"x": array(1, 8, k)}, ["y"], weights)
+    runner, made = opened(model, (1, "s", k), [Dim("s", 1, 8, 60)], tmp_path)
+    assert [n for n in made.program.nodes if n.whole]
+    for size in (1, 7, 13, 60):
+        agree(runner, model, array(1, size, k, seed=size))
+    runner.close()
+
+
 def test_batch_and_length_at_once_and_many_callers(tmp_path):
     dims = [Dim("b", 1, 2, 9), Dim("s", 1, 16, 80)]
     runner, _ = opened(encoder(), ("b", "s", WIDE), dims, tmp_path)

@@ -3,6 +3,7 @@
 import platform
 import re
 
+import numpy as np
 import onnx_ir
 import pytest
 from native_models import graph, needs_compiler
@@ -34,7 +35,17 @@ def models():
         helper.make_node("Gelu", ["h"], ["y"]),
     ]
     rows = array(96, 64)
+    pairs = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+        helper.make_node("DequantizeLinear", ["v", "s"], ["e"]),
+        helper.make_node("MatMul", ["d", "e"], ["y"]),
+    ]
+    whole = {
+        "v": np.ones((64, 96), np.int8), "s": np.array(0.1, np.float32), "z": np.array(9, np.uint8),
+    }  # fmt: skip
     return {
+        "whole numbers": graph(pairs, {"x": rows}, ["y"], whole),
         "convolutions": graph(conv, {"x": x}, ["y"], weights),
         "product": graph(product, {"x": rows}, ["y"], {"w": array(64, 96)}),
     }
@@ -57,7 +68,7 @@ def inner_loops(text):
 
 
 @pytest.mark.parametrize("target", ["avx2", "avx512"])
-@pytest.mark.parametrize("name", ["convolutions", "product"])
+@pytest.mark.parametrize("name", ["convolutions", "product", "whole numbers"])
 def test_no_product_goes_through_the_stack(target, name, tmp_path):
     read = onnx_ir.serde.deserialize_model(models()[name])
     _, sources = lower(read, isa.get(target), 2, winograd=True)
@@ -67,8 +78,8 @@ def test_no_product_goes_through_the_stack(target, name, tmp_path):
     products = 0
     for path in tmp_path.glob("groups*.s"):
         for loop in inner_loops(path.read_text()):
-            fused = [line for line in loop if line.startswith("vfmadd")]
-            broadcasts = [line for line in loop if "vbroadcastss" in line or "{1to" in line]
+            fused = [line for line in loop if line.startswith(("vfmadd", "vpmaddwd"))]
+            broadcasts = [line for line in loop if re.search(r"v(p|)broadcast(ss|d)|{1to", line)]
             if len(fused) < 8 or len(broadcasts) < 2:
                 continue  # a transform or an epilogue
             products += 1

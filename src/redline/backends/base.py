@@ -76,17 +76,20 @@ class Backend(Protocol):
 
     `wants` says what the build child must be given: "graph", "program" or "module".
     `local` backends (eager) have no part to package: they run the module (see LocalBackend).
-    `fp32_only` says why it is not offered compressed graphs (Q/DQ pairs, weights of few bits); ""
-    where it is fast on them.
     """
 
     name: str
     wants: Literal["graph", "program", "module"]
     local: bool
-    fp32_only: str
 
     def missing(self) -> Missing | None:
         """None when usable here; cheap, and never raises."""
+        ...
+
+    def lacks(self, precision: str) -> str:
+        """Why it is not offered a graph of lower precision, by its method ("int8", "int8-dynamic",
+        "int4-weights", ...); "" where it has kernels for it.
+        """
         ...
 
     def version(self) -> str:

@@ -24,7 +24,6 @@ class EagerBackend:
     name = "eager"
     wants: Literal["graph", "program", "module"] = "module"
     local = True
-    fp32_only = "it runs the PyTorch module, and only the ONNX graph is compressed"
 
     def missing(self) -> Missing | None:
         try:
@@ -32,6 +31,9 @@ class EagerBackend:
         except (ImportError, OSError) as error:
             return Missing(f"torch cannot be imported: {error}", "pip install torch")
         return None
+
+    def lacks(self, precision: str) -> str:
+        return "it runs the PyTorch module, and only the ONNX graph is compressed"
 
     def version(self) -> str:
         import torch

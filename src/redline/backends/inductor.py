@@ -30,7 +30,6 @@ class InductorBackend:
     name = "inductor"
     wants: Literal["graph", "program", "module"] = "program"
     local = False
-    fp32_only = "it compiles the PyTorch program, and only the ONNX graph is compressed"
 
     def missing(self) -> Missing | None:
         try:
@@ -40,6 +39,9 @@ class InductorBackend:
         if compiler is None:
             return Missing("there is no C++ compiler, which Inductor needs", "apt-get install g++")
         return None
+
+    def lacks(self, precision: str) -> str:
+        return "it compiles the PyTorch program, and only the ONNX graph is compressed"
 
     def version(self) -> str:
         import torch

@@ -24,7 +24,7 @@ from redline.signature import Signature
 if TYPE_CHECKING:
     import onnx_ir
 
-GENERATION = "5"  # one more whenever the kernels change their speed or their numbers
+GENERATION = "6"  # one more whenever the kernels change their speed or their numbers
 _MOST = 4  # builds of one model
 
 
@@ -34,12 +34,16 @@ class NativeBackend:
     name = "native"
     wants: Literal["graph", "program", "module"] = "graph"
     local = False
-    fp32_only = "it has no integer kernels yet: it would compute the graph in fp32, and slower"
 
     def missing(self) -> Missing | None:
         if toolchain.compiler() is None:
             return Missing("there is no C++ compiler", "apt-get install g++")
         return None
+
+    def lacks(self, precision: str) -> str:
+        if precision == "int8":
+            return ""
+        return "its integer kernels are for int8 alone: it would compute the graph in fp32"
 
     def version(self) -> str:
         return f"{GENERATION}+{toolchain.compiler_version()}"
@@ -102,8 +106,11 @@ class NativeBackend:
                 if point or winograd or candidate.setting.get("tuned"):
                     raise
                 return _cut(source.graph, target, candidate, folder, refused)
-            kinds = Counter(node.kind for node in made.program.nodes)
-            tolerance = tolerance_class(made.program.nodes)
+            nodes = made.program.nodes
+            if candidate.precision != "fp32" and not any(node.whole for node in nodes):
+                raise RefusedError("none of its layers has a form in whole numbers here")
+            kinds = Counter(node.kind for node in nodes)
+            tolerance = tolerance_class(nodes)
             files += _named(folder, point)
         return Part(
             "native",

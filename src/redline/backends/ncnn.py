@@ -27,7 +27,6 @@ class NcnnBackend:
     name = "ncnn"
     wants: Literal["graph", "program", "module"] = "graph"
     local = False
-    fp32_only = "its converter, pnnx, does not read quantised graphs"
 
     def missing(self) -> Missing | None:
         try:
@@ -36,6 +35,9 @@ class NcnnBackend:
         except PackageNotFoundError as error:
             return Missing(f"{error.name} is not installed", "pip install 'redline[ncnn]'")
         return None
+
+    def lacks(self, precision: str) -> str:
+        return "its converter, pnnx, does not read quantised graphs"
 
     def version(self) -> str:
         return f"{version('ncnn')}+pnnx{version('pnnx')}"

@@ -24,10 +24,12 @@ class NullBackend:
     name = "null"
     wants: Literal["graph", "program", "module"] = "graph"
     local = False
-    fp32_only = "it computes nothing"
 
     def missing(self) -> Missing | None:
         return None
+
+    def lacks(self, precision: str) -> str:
+        return "it computes nothing"
 
     def version(self) -> str:
         return "1"

@@ -22,7 +22,6 @@ class OnnxRuntimeBackend:
     name = "onnxruntime"
     wants: Literal["graph", "program", "module"] = "graph"
     local = False
-    fp32_only = ""
 
     def missing(self) -> Missing | None:
         try:
@@ -30,6 +29,9 @@ class OnnxRuntimeBackend:
         except PackageNotFoundError:
             return Missing("onnxruntime is not installed", "pip install onnxruntime")
         return None
+
+    def lacks(self, precision: str) -> str:
+        return ""
 
     def version(self) -> str:
         return version("onnxruntime")

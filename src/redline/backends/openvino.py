@@ -19,7 +19,6 @@ class OpenVinoBackend:
     name = "openvino"
     wants: Literal["graph", "program", "module"] = "graph"
     local = False
-    fp32_only = ""
 
     def missing(self) -> Missing | None:
         try:
@@ -27,6 +26,9 @@ class OpenVinoBackend:
         except PackageNotFoundError:
             return Missing("openvino is not installed", "pip install 'redline[openvino]'")
         return None
+
+    def lacks(self, precision: str) -> str:
+        return ""
 
     def version(self) -> str:
         return version("openvino")

@@ -21,7 +21,6 @@ class TensorRtBackend:
     name = "tensorrt"
     wants: Literal["graph", "program", "module"] = "graph"
     local = False
-    fp32_only = "compressed graphs have not been tried on it yet"
 
     def missing(self) -> Missing | None:
         if not _has_gpu():
@@ -29,6 +28,9 @@ class TensorRtBackend:
         if find_spec("tensorrt") is None:
             return Missing("tensorrt is not installed", "pip install 'redline[gpu]'")
         return None
+
+    def lacks(self, precision: str) -> str:
+        return "compressed graphs have not been tried on it yet"
 
     def version(self) -> str:
         try:

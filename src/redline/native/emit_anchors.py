@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
 from redline.native.code import SMALL, Code, scalar, vector_load
+from redline.native.dtypes import ctype
 from redline.native.fuse import matrix_steps
 from redline.native.ir import Node, Value
 
@@ -90,10 +92,31 @@ def lambda_epilogue(c: Code, node: Node, steps: str) -> str:
     return f"[&](rl::vf acc, {steps}) {{ return {c.text(node.expr, load, 'acc')}; }}"
 
 
+@dataclass(frozen=True)
+class Operands:
+    """What a product multiplies: floats or, `together` at a time, whole numbers (steps.py).
+
+    Attributes:
+        flows, weights: their C++ types; one of what flows is four bytes.
+        bytes: of one of the weights.
+    """
+
+    flows: str
+    weights: str
+    together: int
+    bytes: int
+
+    @classmethod
+    def of(cls, node: Node) -> Operands:
+        if node.whole:
+            return cls("rl::pair", "rl::pair8", 2, 2)
+        return cls("float", "float", 1, 4)
+
+
 def gemm(c: Code, node: Node) -> str:
     """By constant weights: panels of them are shared out among the threads."""
-    a = node.attrs
-    m, n, k = a["m"], a["n"], a["k"]
+    a, operands = node.attrs, Operands.of(node)
+    m, n, k = a["m"], a["n"], a["k"] // operands.together
     rows, wide = chosen_tile(c, node, m, n)
     size, many, rest = balanced(m, rows)
     a["code"] = f"gemm_panel<{size}, {wide}>"
@@ -101,16 +124,17 @@ def gemm(c: Code, node: Node) -> str:
     panels = len(packed)
     split = c.threads if m * n * k >= SMALL and panels >= 2 else 1
     x = node.ins[0]
-    pitch, tiles = x.steps[0], many + rest
+    step, tiles = x.steps[0] // operands.together, many + rest
+    pitch, kind = step, operands.flows
     copied = bool(gemm_scratch(c, node))
     # Rows that a thread copies for itself need no meeting, if all weights stay in its cache.
     by_rows = copied and tiles >= 2 * split and packed.nbytes <= 4 * CHUNK
-    read = [f"const float* x = {c.pointer(x)};"]
+    read = [f"const {kind}* x = (const {kind}*){c.pointer(x)};"]
     if copied:
         pitch = k + _SKEW
         mine = "rl::Span{m0, m1}" if by_rows else f"rl::share({m}, t, {split})"
         read = [
-            f"float* const x = (float*)(c.arena + {a['scratch']}) + m0 * {pitch};",
+            f"{kind}* const x = ({kind}*)(c.arena + {a['scratch']}) + m0 * {pitch};",
             f"const rl::Span lines = {mine};",
             "for (long i = lines.first; i < lines.last; ++i)",
             f"memcpy(x + (i - m0) * {pitch}, {c.pointer(x)} + i * {x.steps[0]}, {k * 4});",
@@ -126,8 +150,8 @@ def gemm(c: Code, node: Node) -> str:
         f"const rl::Tiles mine = rl::tiles(rows, {many}, {size});",
         "const long m0 = mine.first, m1 = mine.last; (void)m1;",
         *read,
-        f"float* y = {c.pointer(node.out, write=True)} + m0 * {n};",
-        f"const float* w = (const float*)(c.weights + {at});",
+        f"{ctype(node.out.dtype)}* y = {c.pointer(node.out, write=True)} + m0 * {n};",
+        f"const auto* w = (const {operands.weights}*)(c.weights + {at});",
         f"const auto epilogue = {lambda_epilogue(c, node, 'long m, long n')};",
         loop,
         f"const rl::Span part = {part};",
@@ -138,12 +162,16 @@ def gemm(c: Code, node: Node) -> str:
 
 
 def pack_panels(c: Code, weights: np.ndarray, panel: int) -> tuple[int, np.ndarray]:
-    """[K, N] as [panels, K, panel], the last one filled up with zeros, and where that is."""
+    """[K, N] as [panels, K, panel], the last one filled up with zeros, and where that is.
+
+    Of whole numbers two neighbours along K lie side by side: [panels, K / 2, panel, 2].
+    """
     k, n = weights.shape
-    panels = -(-n // panel)
-    padded = np.zeros((k, panels * panel), np.float32)
+    panels, together = -(-n // panel), 2 if weights.dtype == np.int8 else 1
+    padded = np.zeros((k, panels * panel), weights.dtype)
     padded[:, :n] = weights
-    packed = np.ascontiguousarray(padded.reshape(k, panels, panel).transpose(1, 0, 2))
+    shape = (k // together, together, panels, panel)
+    packed = np.ascontiguousarray(padded.reshape(shape).transpose(2, 0, 3, 1))
     return c.weights.add(packed, weights, f"panels{panel}"), packed
 
 
@@ -154,8 +182,9 @@ def _gemm_calls(
     at a time, and what is summed up so far waits in C. If not even such a part stays there, the
     panels are gone through for some `tiles` of rows after others.
     """
-    n, k, panel, rows = node.attrs["n"], node.attrs["k"], tile[1] * c.lanes, tiles * tile[0]
-    parts = -(-rows * k * 4 // CHUNK) if rows > _FEW_ROWS and k >= 2 * _LEAST_PART else 1
+    n, k, panel, rows = node.attrs["n"], _depth(node), tile[1] * c.lanes, tiles * tile[0]
+    whole = rows <= _FEW_ROWS or k < 2 * _LEAST_PART or node.out.dtype != np.float32
+    parts = 1 if whole else -(-rows * k * 4 // CHUNK)
     length = min(k, max(_LEAST_PART, (-(-k // parts) + 7) // 8 * 8))
     times = -(-rows * length * 4 // CHUNK)
     if times < 3:
@@ -167,7 +196,7 @@ def _gemm_calls(
         f"const rl::Span few = {{r, r + {some} < rows.last ? r + {some} : rows.last}};",
         f"const rl::Tiles some = rl::tiles(few, {many}, {tile[0]});",
         "const long down = some.first - m0;",
-        f"const float* const xr = x + down * {pitch}; float* const yr = y + down * {n};",
+        f"const auto* const xr = x + down * {pitch}; auto* const yr = y + down * {n};",
         "const auto here = [&](rl::vf acc, long m, long n) { return epilogue(acc, m + down, n); };",
         *here,
         "}",
@@ -183,7 +212,7 @@ def _gemm_parts(
     panel: int,
 ) -> list[str]:
     """All panels, `length` of K at a time, for the named A, C, rows and epilogue."""
-    n, k = node.attrs["n"], node.attrs["k"]
+    n, k = node.attrs["n"], _depth(node)
     x, y, rows, epilogue = names
     over_panels = "for (long p = part.first; p < part.last; ++p)"
     call = f"<{tile[0]}, {tile[1]}>({x}"
@@ -195,12 +224,17 @@ def _gemm_parts(
         f"for (long k = 0; k < {k}; k += {length}) {{",
         f"const long depth = {k} - k < {length} ? {k} - k : {length};",
         f"{over_panels} {{",
-        f"const float* const u = w + p * {k * panel} + k * {panel};",
-        f"const float* const after = p + 1 < part.last ? u + {k * panel} : k + depth < {k} ?",
+        f"const auto* const u = w + p * {k * panel} + k * {panel};",
+        f"const auto* const after = p + 1 < part.last ? u + {k * panel} : k + depth < {k} ?",
         f"w + part.first * {k * panel} + (k + depth) * {panel} : w + (p + 1) * {k * panel};",
         f"rl::gemm_panel_part{call} + k, {pitch}, u, depth, {rest}, after,",
         f"k == 0, k + depth == {k}, {epilogue}); }} }}",
     ]
+
+
+def _depth(node: Node) -> int:
+    """Steps of the inner loop."""
+    return int(node.attrs["k"] // Operands.of(node).together)
 
 
 def gemm_scratch(c: Code, node: Node) -> int:
@@ -208,10 +242,10 @@ def gemm_scratch(c: Code, node: Node) -> int:
 
     Rows that lie a multiple of 1 KiB apart share few sets, and a tile reads many rows at once.
     """
-    a = node.attrs
-    if a["m"] <= _FEW_ROWS or a["k"] < 512 or node.ins[0].steps[0] % 256:
+    m, k = node.attrs["m"], _depth(node)
+    if m <= _FEW_ROWS or k < 512 or node.ins[0].steps[0] * 4 // Operands.of(node).together % 1024:
         return 0
-    return int(a["m"] * (a["k"] + _SKEW) * 4)
+    return int(m * (k + _SKEW) * 4)
 
 
 def matmul_scratch(c: Code, node: Node) -> int:

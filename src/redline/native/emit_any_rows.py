@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import prod
 
 from redline.native.code import SMALL, Code
-from redline.native.emit_anchors import lambda_epilogue, pack_panels, tile
+from redline.native.dtypes import ctype
+from redline.native.emit_anchors import Operands, lambda_epilogue, pack_panels, tile
 from redline.native.emit_attention import entry
 from redline.native.ir import Node
 
@@ -19,18 +20,21 @@ def _tile(c: Code, columns: int) -> tuple[int, int]:
 
 def _copied(node: Node) -> bool:
     """Rows a multiple of 1 KiB apart share few sets of the first-level cache."""
-    return bool(node.attrs["k"] >= 512 and node.ins[0].steps[0] % 256 == 0)
+    together = Operands.of(node).together
+    long = node.attrs["k"] // together >= 512
+    return bool(long and node.ins[0].steps[0] * 4 // together % 1024 == 0)
 
 
 def gemm_scratch(node: Node) -> int:
     """Bytes for a copy of A, see _copied()."""
-    return int(node.attrs["m"] * (node.attrs["k"] + _SKEW) * 4) if _copied(node) else 0
+    length = node.attrs["k"] // Operands.of(node).together + _SKEW
+    return int(node.attrs["m"] * length * 4) if _copied(node) else 0
 
 
 def gemm(c: Code, node: Node) -> str:
     """By constant weights: threads share their panels, or the rows where the weights are few."""
-    a, x = node.attrs, node.ins[0]
-    m, n, k = a["m"], a["n"], a["k"]
+    a, x, operands = node.attrs, node.ins[0], Operands.of(node)
+    m, n, k, kind = a["m"], a["n"], a["k"] // operands.together, operands.flows
     high, wide = _tile(c, n)
     a["code"] = f"gemm_rows<{high}, {wide}>"
     panel = wide * c.lanes
@@ -41,13 +45,13 @@ def gemm(c: Code, node: Node) -> str:
     rows, part = f"rl::Span{{0, {m}}}", f"rl::share({panels}, t, {split})"
     if by_rows:
         rows, part = f"rl::share({m}, t, {split}, {high})", f"rl::Span{{0, {panels}}}"
-    pitch = x.steps[0]
-    read = [f"const float* x = {c.pointer(x)} + m0 * {pitch};"]
+    pitch = x.steps[0] // operands.together
+    read = [f"const {kind}* x = (const {kind}*){c.pointer(x)} + m0 * {pitch};"]
     if c.decide(_copied(node)):
         pitch = k + _SKEW
         mine = "rl::Span{0, m1}" if by_rows else f"rl::share(m1, t, {split})"
         read = [
-            f"float* const x = (float*)(c.arena + {a['scratch']}) + m0 * {pitch};",
+            f"{kind}* const x = ({kind}*)(c.arena + {a['scratch']}) + m0 * {pitch};",
             f"const rl::Span lines = {mine};",
             "for (long i = lines.first; i < lines.last; ++i)",
             f"memcpy(x + i * {pitch}, {c.pointer(x)} + (m0 + i) * {x.steps[0]}, {k * 4});",
@@ -58,8 +62,8 @@ def gemm(c: Code, node: Node) -> str:
         f"const rl::Span rows = {rows}, part = {part};",
         "const long m0 = rows.first, m1 = rows.last - rows.first;",
         *read,
-        f"float* y = {c.pointer(node.out, write=True)} + m0 * {n};",
-        f"const float* w = (const float*)(c.weights + {at});",
+        f"{ctype(node.out.dtype)}* y = {c.pointer(node.out, write=True)} + m0 * {n};",
+        f"const auto* w = (const {operands.weights}*)(c.weights + {at});",
         f"const auto epilogue = {lambda_epilogue(c, node, 'long m, long n')};",
         "for (long p = part.first; p < part.last; ++p)",
         (

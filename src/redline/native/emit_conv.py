@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from redline.native.code import SMALL, Code
-from redline.native.emit_anchors import CHUNK, balanced, chosen_tile, lambda_epilogue, taken
+from redline.native.emit_anchors import (
+    CHUNK,
+    Operands,
+    balanced,
+    chosen_tile,
+    lambda_epilogue,
+    taken,
+)
 from redline.native.ir import Node, leaves
 
 _PART = 20 << 10  # bytes of weights that stay in the first-level cache beside a tile's pixels
@@ -18,7 +25,7 @@ _PER_BYTE = 12  # operations that a core does while a byte comes from the third-
 
 def conv(c: Code, node: Node) -> str:
     """Direct convolution: tiles of pixels in a row by blocks of output channels."""
-    a, out = node.attrs, node.out
+    a, out, operands = node.attrs, node.out, Operands.of(node)
     planar, lanes, groups = a.get("planar", False), c.lanes, a["groups"]
     weights: np.ndarray = a["weights"]
     oc, ic, kh, kw = weights.shape
@@ -35,35 +42,35 @@ def conv(c: Code, node: Node) -> str:
     at, step = pack_conv(c, weights, groups, wide, planar)
     sh, sw = a["strides"]
     taps, origin, group, row, pixel = _conv_input(c, node)
-    yn, yb, yh, yw, _ = c.geometry(out)
-    units = oh * (tiles := many + rest)
+    (yn, yb, yh, yw, _), units = c.geometry(out), oh * (tiles := many + rest)
     panels, split = full + bool(left), c.threads if node.flops // 2 >= SMALL else 1
-    floats = depth(weights, planar, lanes) * wide * lanes
-    by_rows, chunk = _order(c, node, groups * panels, units, floats * 4, split)
+    floats = depth(weights, planar, lanes) // operands.together * wide * lanes
+    panel = floats * operands.bytes
+    by_rows, chunk = _order(c, node, groups * panels, units, panel, split)
     channels = ic if planar else -(-ic // lanes)
     deep = _deep(c, node, wide * lanes, units)
     one, skip = floats // channels // wide, group // channels
-    steps, part = (kh if planar else kh * kw) * channels, floats * 4 * deep // channels
+    steps, part = (kh if planar else kh * kw) * channels, panel * deep // channels
     dealt = split > 1 and _dealt(c, node, deep < channels)
-    ahead = _ahead(floats * 4, steps, units) if chunk == units else 0
+    ahead = _ahead(panel, steps, units) if chunk == units else 0
     h, v, call = _call(size, line, (sh * row, sw * pixel), (yb, yh, yw), channels)
     lines = [
         f"if (t >= {split}) return;",
         *_conv_weights(c, node, at, all_widths, floats, (panels, split, by_rows or dealt)),
         *_shares(node, (by_rows, dealt), groups * panels, units, split),
         f"for (long b = 0; b < {n}; ++b) {{",
-        f"const float* x = {origin}; float* y = {c.pointer(out, write=True)} + b * {yn};",
+        f"const auto* x = {origin}; auto* y = {c.pointer(out, write=True)} + b * {yn};",
         f"const auto epilogue = {lambda_epilogue(c, node, 'long ob, long h, long v')};",
         f"for (long first = units.first; first < units.last; first += {chunk}) {{",
         f"const long last = first + {chunk} < units.last ? first + {chunk} : units.last;",
         *_part(deep, channels, taps),
         "for (long q = panels.first; q < panels.last; ++q) {",
         f"const long g = q / {panels}, p = q % {panels}, ob = g * {blocks} + p * {wide};",
-        f"const float* const wp = w + g * {step} + p * {floats} + k * (p < {full} ? {wide} : {left}) * {one};",
+        f"const auto* const wp = w + g * {step} + p * {floats} + k * (p < {full} ? {wide} : {left}) * {one};",
         *_next(ahead, (floats, one * wide, step), (panels, deep, channels)),
         *_over_tiles(size, many, tiles, (64 * ahead * steps * deep // channels, part)),
-        f"const float* from = x + g * {group} + k * {skip} + {h} * {sh * row} + {v} * {sw * pixel};",
-        f"float* to = y + ob * {yb} + {h} * {yh} + {v} * {yw};",
+        f"const auto* from = x + g * {group} + k * {skip} + {h} * {sh * row} + {v} * {sw * pixel};",
+        f"auto* to = y + ob * {yb} + {h} * {yh} + {v} * {yw};",
     ]
     lines += _conv_calls(size, many, rest, all_widths, ahead, call)
     return "\n".join([*lines, "}" * 6, ""])
@@ -71,7 +78,8 @@ def conv(c: Code, node: Node) -> str:
 
 def _dealt(c: Code, node: Node, parted: bool) -> bool:
     """Whether threads claim their pieces. Sums taken in parts go through the image once for each."""
-    small = node.attrs["weights"][0, 0].size == 1 or c.floats(node.ins[0]) * 4 <= CHUNK
+    x = node.ins[0]
+    small = node.attrs["weights"][0, 0].size == 1 or c.floats(x) * x.dtype.itemsize <= CHUNK
     return not c.free and (small or not parted)
 
 
@@ -109,8 +117,12 @@ def _deep(c: Code, node: Node, panel: int, tiles: int) -> int:
     _, ic, kh, kw = node.attrs["weights"].shape
     if node.attrs.get("planar"):
         return int(ic)
-    blocks, one = -(-ic // c.lanes), min(c.lanes, ic) * kh * kw * panel * 4
+    operands = Operands.of(node)
+    blocks, taps = -(-ic // c.lanes), min(c.lanes, ic) // operands.together * kh * kw
+    one = taps * panel * operands.bytes
     if node.attrs["groups"] > 1 or c.isa.registers > 16 or blocks * one <= _FULL or tiles < 4:
+        return int(blocks)
+    if node.out.dtype != np.float32:  # it has no room for sums
         return int(blocks)
     return int(-(-blocks // -(-blocks // max(1, _PART // one))))
 
@@ -139,7 +151,8 @@ def _conv_weights(
     `shared` is how many panels, for how many threads, and whether one reads what others scaled.
     """
     if not node.attrs.get("scaled"):
-        return [f"const float* const w = (const float*)(c.weights + {at});"]
+        kind = Operands.of(node).weights
+        return [f"const {kind}* const w = (const {kind}*)(c.weights + {at});"]
     panels, split, meet = shared
     scale, ic = node.ins[1], node.attrs["weights"].shape[1]
     channels = -(-ic // c.lanes) * c.lanes
@@ -174,7 +187,8 @@ def _order(
     Whatever does not fit the second-level cache is read anew: the image for each panel, or, where
     a chunk of it stays there, the weights for each chunk. The smaller sum of the two is taken.
     """
-    image = c.floats(node.ins[0]) * 4 // node.ins[0].shape[0]
+    x = node.ins[0]
+    image = c.floats(x) * x.dtype.itemsize // x.shape[0]
     if node.attrs["groups"] > 1:
         return False, units
     ways = []
@@ -201,10 +215,10 @@ def _next(ahead: int, sizes: tuple[int, int, int], counts: tuple[int, int, int])
     """
     (floats, one, step), (panels, deep, channels) = sizes, counts
     if not ahead or deep == channels:
-        return [f"const float* const after = wp + {floats}; (void)after;"]
+        return [f"const auto* const after = wp + {floats}; (void)after;"]
     first = f"panels.first / {panels} * {step} + panels.first % {panels} * {floats}"
     return [
-        f"const float* const after = q + 1 < panels.last ? wp + {floats} :",
+        f"const auto* const after = q + 1 < panels.last ? wp + {floats} :",
         f"k + {deep} < {channels} ? w + {first} + (k + {deep}) * {one} : wp + {floats} - k * {one};",
     ]
 
@@ -256,11 +270,13 @@ def _conv_input(c: Code, node: Node) -> tuple[str, str, int, int, int]:
         _, sc, row, pixel = x.steps
         taps = f"{{{ic}, {sc}, {kh}, {dh * row}, 1, 0, {kw}}}"
         return taps, f"{c.pointer(x)} + b * {x.steps[0]}", ic * sc, row, pixel
-    sn, sc, row, pixel, _ = c.geometry(x)
-    run, blocks = min(c.lanes, ic), -(-ic // c.lanes)
+    operands = Operands.of(node)
+    sn, sc, row, pixel, _ = (step // operands.together for step in c.geometry(x))
+    run, blocks = min(c.lanes, ic) // operands.together, -(-ic // c.lanes)
     taps = f"{{{blocks}, {sc}, {kh}, {dh * row}, {kw}, {dw * pixel}, {run}}}"
     pad = a["pads"][0] * row + a["pads"][1] * pixel
-    return taps, f"{c.pointer(x)} - {pad} + b * {sn}", blocks * sc, row, pixel
+    first = f"(const {operands.flows}*){c.pointer(x)} - {pad} + b * {sn}"
+    return taps, first, blocks * sc, row, pixel
 
 
 def widths(wide: int, full: int, left: int) -> list[tuple[int, str]]:
@@ -281,17 +297,18 @@ def depth(weights: np.ndarray, planar: bool, lanes: int) -> int:
 def pack_conv(
     c: Code, weights: np.ndarray, groups: int, wide: int, planar: bool
 ) -> tuple[int, int]:
-    """[groups][panels][taps][wide * lanes], the last panel narrower; floats per group."""
+    """[groups][panels][taps][wide * lanes], the last panel narrower; floats, or pairs, per group."""
     lanes = c.lanes
     oc, ic, kh, kw = weights.shape
     ocg = oc // groups
     blocks, run = -(-ocg // lanes), ic if planar else min(lanes, ic)
     cb = -(-ic // run)
-    full = np.zeros((groups, blocks * lanes, cb * run, kh, kw), np.float32)
+    full = np.zeros((groups, blocks * lanes, cb * run, kh, kw), weights.dtype)
     full[:, :ocg, :ic] = weights.reshape(groups, ocg, ic, kh, kw)
-    taps = full.reshape(groups, blocks * lanes, cb, run, kh, kw)
-    order = (0, 2, 3, 4, 5, 1) if planar else (0, 2, 4, 5, 3, 1)
-    flat = taps.transpose(order).reshape(groups, -1, blocks * lanes)
+    together = 2 if weights.dtype == np.int8 else 1
+    taps = full.reshape(groups, blocks * lanes, cb, run // together, together, kh, kw)
+    order = (0, 2, 3, 4, 5, 6, 1) if planar else (0, 2, 5, 6, 3, 1, 4)
+    flat = taps.transpose(order).reshape(groups, -1, blocks * lanes, together)
     panels = []
     for group in flat:
         for start in range(0, blocks * lanes, wide * lanes):

@@ -28,7 +28,7 @@ def loop(c: Code, node: Node) -> str:
     operands = {v: Access(operands[v].pointer, s) for v, s in zip(values, steps[1:], strict=True)}
     wide = (
         vector(expr)
-        and out.dtype == np.float32
+        and out.dtype in (np.float32, np.int16)
         and steps[0][-1] == 1
         and all(s[-1] in (0, 1) for s in steps)
     )
@@ -264,12 +264,13 @@ def reorder(c: Code, node: Node) -> str:
     flat = index(plain, ("b", "k", "i", "j"))
     to, start = (packed, flat) if inward else (flat, packed)
     total = -(-channels // c.lanes) * c.lanes if inward else channels
-    value = f"x[{start}]" if total == channels else f"k < {channels} ? x[{start}] : 0.f"
+    value = f"x[{start}]" if total == channels else f"k < {channels} ? x[{start}] : 0"
+    kind = ctype(out.dtype)
     units = n * total
     split = c.threads if units * h * w >= SMALL else 1
     return (
         f"if (t >= {split}) return;\n"
-        f"const float* x = {c.pointer(source)}; float* y = {c.pointer(out, write=True)};\n"
+        f"const {kind}* x = {c.pointer(source)}; {kind}* y = {c.pointer(out, write=True)};\n"
         f"const rl::Span part = rl::share({units}, t, {split}, rl::W);\n"
         f"for (long u = part.first; u < part.last; ++u) {{\n"
         f"const long b = u / {total}, k = u % {total}; (void)b;\n"

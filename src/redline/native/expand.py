@@ -40,6 +40,8 @@ def choose(program: Program, lanes: int) -> Program:
 def _plain(node: Node, lanes: int) -> bool:
     """A 1x1 convolution at every pixel, whose epilogue reads constants only."""
     a = node.attrs
+    if not node.floating:
+        return False
     if a["groups"] != 1 or a["weights"].shape[2:] != (1, 1) or a["strides"] != (1, 1):
         return False
     if any(a["pads"]) or node.ins[0].base is not None or a["weights"].shape[1] < lanes:

@@ -10,6 +10,7 @@ from redline.native.ir import Acc, Apply, Expr, Load, No, Node, Program, Value, 
 ANCHORS = ("gemm", "matmul", "conv", "depthwise", "pool")
 _ROWS = ("softmax", "logsoftmax", "layernorm", "rmsnorm")
 _SIGMOID = "(rl::sigmoid({0}))"
+_FEW = 8  # channels of a first layer: a vector has as many or more
 _LONG = 64  # operations in one expression; more would spill and compile slowly
 
 
@@ -131,10 +132,18 @@ def _allowed(maker: Node, loop: Node, uses: dict[Value, int]) -> None:
     assert loop.expr is not None
     if not vector(loop.expr):
         raise No("its expression does not hold for vectors of float32")
+    if loop.out.dtype != "float32" and not (maker.kind == "gemm" or _direct(maker)):
+        raise No(f"a {maker.kind} stores float32 alone")
     if maker.kind in ("gemm", "matmul"):
         for leaf in leaves(loop.expr):
             if leaf.value is not maker.out:
                 matrix_steps(leaf.value, loop.out.shape)
+
+
+def _direct(maker: Node) -> bool:
+    """A convolution that no pass turns into another kernel: of whole numbers, or a first layer."""
+    first = maker.kind == "conv" and maker.attrs["weights"].shape[1] < _FEW
+    return maker.whole or first
 
 
 def vector(expr: Expr) -> bool:

@@ -134,6 +134,16 @@ class Node:
     names: list[str] = field(default_factory=list)
     flops: int = 0
 
+    @property
+    def whole(self) -> bool:
+        """It multiplies whole numbers (steps.py)."""
+        return self.kind in ("gemm", "conv") and self.ins[0].dtype == np.int16
+
+    @property
+    def floating(self) -> bool:
+        """It reads floats and writes floats."""
+        return all(value.dtype == np.float32 for value in (*self.ins[:1], self.out))
+
     def writes(self) -> list[Value]:
         """Its result, and the sums that it adds up on the way."""
         return [self.out, *([self.attrs["sums"]] if "sums" in self.attrs else [])]

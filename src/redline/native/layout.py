@@ -6,6 +6,7 @@ from dataclasses import replace as changed
 
 import numpy as np
 
+from redline.native.fuse import vector
 from redline.native.ir import Blocked, Expr, Load, Node, Program, Value, leaves, replace, view
 
 _NO_HALO = (0, 0, 0, 0)
@@ -61,7 +62,10 @@ class Layouts:
         if node.out.base is not None or len(node.out.shape) != 4:
             return False
         operands = [leaf.value for leaf in leaves(node.expr)]
-        if node.out.dtype != np.float32 or any(v.dtype != np.float32 for v in operands):
+        whole = node.out.dtype == np.int16 and vector(node.expr)
+        if not (whole or node.out.dtype == np.float32) or any(
+            v.dtype != np.float32 for v in operands
+        ):
             return False
         inside = [v for v in operands if v.base is None and v.layout is not None]
         return any(v.shape == node.out.shape for v in inside) and all(

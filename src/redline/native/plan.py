@@ -58,7 +58,7 @@ def plan(program: Program, lanes: int, scratch: dict[int, int]) -> tuple[Plan, d
             own[node.out.root] = ("planar", node.out.root.shape, node.out.offset)
         layout = node.out.layout
         if layout is not None and any(layout.halo):
-            own[node.out] = (node.out.shape, layout.halo)
+            own[node.out] = (node.out.shape, layout.halo, node.out.dtype)
     result = Plan()
     slots: dict[Hashable, list[list[int]]] = {}
     for root in [value for value in lives if value in own]:

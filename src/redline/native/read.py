@@ -12,6 +12,7 @@ from redline.native import functions
 from redline.native.dtypes import ctype, half, narrowed
 from redline.native.ir import Apply, Expr, Load, No, Node, Program, Value, contiguous, reshaped
 from redline.native.registry import NEVER, OPERATORS, operator
+from redline.native.steps import Rounded, Weights, moved, weights
 
 __all__ = ["Op", "Reader", "Unknown", "constant", "operator", "read"]
 Scope = dict[str, Value]
@@ -88,6 +89,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
+        self.steps: dict[Value, Rounded | Weights] = {}  # what steps.py knows of a value
         self._op = ""
 
     def new(self, shape: tuple[int, ...], dtype: Any) -> Value:
@@ -185,13 +187,25 @@ class Reader:
         if all(v is None or v.const is not None for v in ins):
             folded = functions.fold(node, ins, opset)
             if folded is not None:
-                return [constant(array) for array in folded]
+                return self._folded(node, ins, [constant(array) for array in folded])
         mark = len(self.nodes)
         try:
-            return self._lower(Op(node, ins, opset, scope))
+            return moved(self, node.op_type, ins, self._lower(Op(node, ins, opset, scope)))
         except No as reason:
             del self.nodes[mark:]
             return self._expand(node, ins, opset, reason)
+
+    def _folded(
+        self, node: onnx_ir.Node, ins: list[Value | None], outs: list[Value]
+    ) -> list[Value]:
+        """Constants made of constants; of weights in whole numbers those are kept, too."""
+        if node.op_type == "DequantizeLinear":
+            axis = node.attributes.get_int("axis", 1)
+            parts = [v.const for v in ins if v is not None and v.const is not None]
+            known = weights(parts, axis)
+            if known is not None:
+                self.steps[outs[0]] = known
+        return outs
 
     def _lower(self, op: Op) -> list[Value]:
         """By our own lowering, float16 and bfloat16 through float32 where it asks for that."""

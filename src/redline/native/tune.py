@@ -73,7 +73,10 @@ def space(program: Program, isa: Isa, winograd: bool) -> list[Unit]:
 def _could_be_winograd(node: Node) -> bool:
     a = node.attrs
     return bool(
-        a["weights"].shape[2:] == (3, 3) and a["strides"] == (1, 1) and a["dilations"] == (1, 1)
+        node.floating
+        and a["weights"].shape[2:] == (3, 3)
+        and a["strides"] == (1, 1)
+        and a["dilations"] == (1, 1)
     )
 
 

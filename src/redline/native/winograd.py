@@ -46,6 +46,8 @@ def choose(program: Program, lanes: int) -> Program:
             continue
         if a["strides"] != (1, 1) or a["dilations"] != (1, 1) or a["weights"].shape[1] < 2 * lanes:
             continue
+        if not node.floating:
+            continue
         height, width = node.out.shape[2:]
         outputs = a.get("way", {}).get("winograd", _cheapest(height, width))
         if not outputs:

@@ -5,7 +5,7 @@
 namespace rl {
 
 // What the sums run over: `blocks` of input channels, then kernel rows, then columns, then `run`
-// neighbouring floats. A planar input has run = kernel width instead of channels.
+// neighbouring floats (or pairs of whole numbers). A planar input has run = kernel width instead of channels.
 struct Taps {
     long blocks, block, rows, row, columns, column, run;
 };
@@ -18,18 +18,20 @@ struct Wrap {
 
 // P pixels by B blocks of output channels. Meanwhile `next`, a slice of the panel after this one,
 // is fetched from memory: L lines at each step. Of sums taken in parts, all but the `first` go on
-// with what y holds, and all but the `last` leave their sums there.
-template <int P, int B, int L, bool JUMPS = false, class E>
-RL_INLINE void conv_tile(const float* x, long pixel, const float* w, const Taps& t, float* y,
-                         long block, long ob, long h, long v, const char* next, const E& epilogue,
+// with what y holds, and all but the `last` leave the bits of their sums there.
+template <int P, int B, int L, bool JUMPS = false, class A, class Y, class E>
+RL_INLINE void conv_tile(const A* x, long pixel, weights_of<A> w, const Taps& t, Y* y, long block,
+                         long ob, long h, long v, const char* next, const E& epilogue,
                          const Wrap wrap = {P, 0, 0, 0}, bool first = true, bool last = true) {
-    vf acc[P][B] = {};
+    typedef typename product_of<A>::sum S;
+    S acc[P][B] = {};
     const auto at = [=](int p, int j) {
         return y + j * block + p * W + (p < wrap.fit ? 0 : wrap.skip);
     };
-    if (!first)
-        RL_UNROLL for (int p = 0; p < P; ++p)
-            RL_UNROLL for (int j = 0; j < B; ++j) acc[p][j] = load(at(p, j));
+    if constexpr (sizeof(Y) == 4)
+        if (!first)
+            RL_UNROLL for (int p = 0; p < P; ++p)
+                RL_UNROLL for (int j = 0; j < B; ++j) acc[p][j] = (S)load(at(p, j));
     long from[P];
     RL_UNROLL for (int p = 0; p < P; ++p) from[p] = p * pixel + (p < wrap.fit ? 0 : wrap.jump);
     for (long c = 0; c < t.blocks; ++c)
@@ -37,7 +39,7 @@ RL_INLINE void conv_tile(const float* x, long pixel, const float* w, const Taps&
             for (long j = 0; j < t.columns; ++j) {
                 if constexpr (streams<P>) fetch(w, t.run * B * W);
                 else RL_UNROLL for (int l = 0; l < L; ++l, next += 64) __builtin_prefetch(next, 0, 2);
-                const float* const here = x + c * t.block + i * t.row + j * t.column;
+                const A* const here = x + c * t.block + i * t.row + j * t.column;
                 if constexpr (JUMPS) multiply<P, B>(acc, here, +from, w, t.run);
                 else multiply<P, B>(acc, here, pixel, w, t.run);
                 w += t.run * B * W;
@@ -45,8 +47,9 @@ RL_INLINE void conv_tile(const float* x, long pixel, const float* w, const Taps&
     RL_UNROLL for (int p = 0; p < P; ++p) {
         const long over = p < wrap.fit ? 0 : 1;
         RL_UNROLL for (int j = 0; j < B; ++j)
-            store(at(p, j), last ? epilogue(acc[p][j], ob + j, h + over, v + p - over * wrap.width)
-                                 : acc[p][j]);
+            store(at(p, j), last ? epilogue(as_float(acc[p][j]), ob + j, h + over,
+                                            v + p - over * wrap.width)
+                                 : (vf)acc[p][j]);
     }
 }
 

@@ -1,6 +1,6 @@
 // Matrix products: a tile of sums in registers, B packed in panels as wide as the tile.
 #pragma once
-#include "vec.hpp"
+#include "integers.hpp"
 
 namespace rl {
 
@@ -12,14 +12,14 @@ RL_INLINE long begins(const long* offsets, int i) { return offsets[i]; }
 // and convolutions: the sums never leave their registers. It is not unrolled, and the compiler does
 // not see that steps read the same places: given several at once, GCC loads for all of them first and has
 // no registers left. A step of twelve sums takes longer than its loop costs.
-template <int M, int B, class Rows>
-RL_INLINE void multiply(vf (&acc)[M][B], const float* a, Rows step, const float* b, long n) {
+template <int M, int B, class S, class A, class P, class Rows>
+RL_INLINE void multiply(S (&acc)[M][B], const A* a, Rows step, const P* b, long n) {
     _Pragma("GCC unroll 1") for (long k = 0; k < n; ++k) {
-        vf row[B];
+        decltype(load(b)) row[B];
         RL_UNROLL for (int j = 0; j < B; ++j) row[j] = load(b + j * W);
         RL_UNROLL for (int i = 0; i < M; ++i) {
-            const vf x = set(a[begins(step, i)]);
-            RL_UNROLL for (int j = 0; j < B; ++j) acc[i][j] += x * row[j];
+            const auto x = set(a[begins(step, i)]);
+            RL_UNROLL for (int j = 0; j < B; ++j) acc[i][j] = plus(acc[i][j], x, row[j]);
         }
         a += 1;
         b += B * W;
@@ -32,36 +32,39 @@ RL_INLINE void multiply(vf (&acc)[M][B], const float* a, Rows step, const float*
 constexpr long FAR = 4096;
 template <int M> constexpr bool streams = M <= 2;
 
-RL_INLINE void fetch(const float* p, long floats) {
-    for (long i = 0; i < floats; i += 16) __builtin_prefetch((const char*)(p + i) + FAR, 0, 3);
+template <class P> RL_INLINE void fetch(const P* p, long count) {
+    constexpr long LINE = 64 / sizeof(P);
+    for (long i = 0; i < count; i += LINE) __builtin_prefetch((const char*)(p + i) + FAR, 0, 3);
 }
+
+template <class A> using weights_of = const typename product_of<A>::weight*;
 
 // One tile: M rows of A by one panel of B; `epilogue(sum, row, column)` says what is stored. Of a
 // product in parts of K, all but the `first` go on with what C holds, and all but the `last` leave
-// their sums there.
-// Meanwhile `next`, a slice of the panel after this one, is fetched from memory, two lines for
+// the bits of their sums there.
+// Meanwhile `next`, a slice of the panel after this one, is fetched from memory, a line or two
 // every few steps: the first tile of a panel would otherwise wait for it.
-template <int M, int B, class E>
-RL_INLINE void gemm_part(const float* a, long lda, const float* b, long K, float* c, long ldc,
-                         long m, long n, long N, const char* next, bool first, bool last,
+template <int M, int B, class A, class C, class E>
+RL_INLINE void gemm_part(const A* a, long lda, weights_of<A> b, long K, C* c, long ldc, long m,
+                         long n, long N, const char* next, bool first, bool last,
                          const E& epilogue) {
-    vf acc[M][B] = {};
+    typedef typename product_of<A>::sum S;
+    S acc[M][B] = {};
     constexpr long STEP = 8;
     c += m * ldc;
-    if (!first)
-        RL_UNROLL for (int i = 0; i < M; ++i)
-            RL_UNROLL for (int j = 0; j < B; ++j) {
-                const long at = n + j * W;
-                if (at + W <= N) acc[i][j] = load(c + i * ldc + at);
-                else if (at < N) acc[i][j] = load_first(c + i * ldc + at, (int)(N - at));
-            }
+    if constexpr (sizeof(C) == 4)
+        if (!first)
+            RL_UNROLL for (int i = 0; i < M; ++i)
+                RL_UNROLL for (int j = 0; j < B; ++j) {
+                    const long at = n + j * W;
+                    if (at + W <= N) acc[i][j] = (S)load(c + i * ldc + at);
+                    else if (at < N) acc[i][j] = (S)load_first(c + i * ldc + at, (int)(N - at));
+                }
     long k = 0;
-    for (; k + STEP <= K; k += STEP, next += 128) {
+    constexpr long AHEAD = STEP * 4 * sizeof(*b);
+    for (; k + STEP <= K; k += STEP, next += AHEAD) {
         if constexpr (streams<M>) fetch(b + k * B * W, STEP * B * W);
-        else {
-            __builtin_prefetch(next, 0, 2);
-            __builtin_prefetch(next + 64, 0, 2);
-        }
+        else RL_UNROLL for (long i = 0; i < AHEAD; i += 64) __builtin_prefetch(next + i, 0, 2);
         multiply<M, B>(acc, a + m * lda + k, lda, b + k * B * W, STEP);
     }
     multiply<M, B>(acc, a + m * lda + k, lda, b + k * B * W, K - k);
@@ -69,15 +72,15 @@ RL_INLINE void gemm_part(const float* a, long lda, const float* b, long K, float
         RL_UNROLL for (int j = 0; j < B; ++j) {
             const long at = n + j * W;
             if (at >= N) continue;
-            const vf y = last ? epilogue(acc[i][j], m + i, at) : acc[i][j];
+            const vf y = last ? epilogue(as_float(acc[i][j]), m + i, at) : (vf)acc[i][j];
             if (at + W <= N) store(c + i * ldc + at, y);
             else store_first(c + i * ldc + at, y, (int)(N - at));
         }
     }
 }
 
-template <int M, int B, class E>
-RL_INLINE void gemm_tile(const float* a, long lda, const float* b, long K, float* c, long ldc,
+template <int M, int B, class A, class C, class E>
+RL_INLINE void gemm_tile(const A* a, long lda, weights_of<A> b, long K, C* c, long ldc,
                          long m, long n, long N, const char* next, const E& epilogue) {
     gemm_part<M, B>(a, lda, b, K, c, ldc, m, n, N, next, true, true, epilogue);
 }
@@ -85,13 +88,13 @@ RL_INLINE void gemm_tile(const float* a, long lda, const float* b, long K, float
 // Rows come in `many` tiles of M and the rest of M - 1, so that no tile is nearly empty. Each tile
 // fetches a slice of the panel at `after`; when that is whole they begin anew, since more would only
 // drive A out of the cache.
-template <int M, int B, class E>
-RL_INLINE void gemm_panel_part(const float* a, long lda, const float* b, long K, float* c, long ldc,
-                               long n, long N, long many, long rest, const float* after, bool first,
+template <int M, int B, class A, class C, class E>
+RL_INLINE void gemm_panel_part(const A* a, long lda, weights_of<A> b, long K, C* c, long ldc,
+                               long n, long N, long many, long rest, weights_of<A> after, bool first,
                                bool last, const E& epilogue) {
     constexpr long SLICES = B * W / 4 ? B * W / 4 : 1;
     long m = 0;
-    const auto slice = [=](long i) { return (const char*)after + i % SLICES * K * 16; };
+    const auto slice = [=](long i) { return (const char*)(after + i % SLICES * K * 4); };
     for (long i = 0; i < many; ++i, m += M)
         gemm_part<M, B>(a, lda, b, K, c, ldc, m, n, N, slice(i), first, last, epilogue);
     if constexpr (M > 1)
@@ -99,8 +102,8 @@ RL_INLINE void gemm_panel_part(const float* a, long lda, const float* b, long K,
             gemm_part<M - 1, B>(a, lda, b, K, c, ldc, m, n, N, slice(i), first, last, epilogue);
 }
 
-template <int M, int B, class E>
-RL_INLINE void gemm_panel(const float* a, long lda, const float* b, long K, float* c, long ldc,
+template <int M, int B, class A, class C, class E>
+RL_INLINE void gemm_panel(const A* a, long lda, weights_of<A> b, long K, C* c, long ldc,
                           long n, long N, long many, long rest, const E& epilogue) {
     gemm_panel_part<M, B>(a, lda, b, K, c, ldc, n, N, many, rest, b + K * B * W, true, true,
                           epilogue);

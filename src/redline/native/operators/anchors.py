@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from redline.native import steps
 from redline.native.dtypes import FLOATS, NUMBERS
 from redline.native.ir import No, Value, reshaped, view
 from redline.native.read import Op, Reader, constant, operator
@@ -30,7 +31,7 @@ def product(r: Reader, a: Value, b: Value) -> Value:
         out = product(r, a, r.reshape(b, (b.size, 1)))
         return r.reshape(out, out.shape[:-1])
     if a.dtype == np.float32 and b.const is not None and len(b.shape) == 2:
-        return gemm(r, a, np.asarray(b.const))
+        return steps.product(r, a, b) or gemm(r, a, np.asarray(b.const))
     batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
     out = r.new((*batch, m, n), a.dtype)
@@ -77,10 +78,13 @@ def _general(r: Reader, op: Op) -> list[Value]:
     a, b = op.value(0), op.value(1)
     alpha, beta = float(op.attr("alpha", 1.0)), float(op.attr("beta", 1.0))
     if op.attr("transA", 0):
-        a = _transposed(a)
+        a = _transposed(r, a)
     if op.attr("transB", 0):
-        b = _transposed(b)
-    if b.const is not None and a.dtype == np.float32:
+        b = _transposed(r, b)
+    whole = steps.product(r, a, b) if alpha == 1.0 else None
+    if whole is not None:
+        out = whole
+    elif b.const is not None and a.dtype == np.float32:
         out = gemm(r, a, np.asarray(b.const) * np.float32(alpha))
     else:
         out = _scaled(r, product(r, a, b), alpha)
@@ -89,8 +93,10 @@ def _general(r: Reader, op: Op) -> list[Value]:
     return [out]
 
 
-def _transposed(x: Value) -> Value:
-    return constant(x.const.T) if x.const is not None else view(x, x.shape[::-1], x.steps[::-1])
+def _transposed(r: Reader, x: Value) -> Value:
+    if x.const is None:
+        return view(x, x.shape[::-1], x.steps[::-1])
+    return steps.transposed(r, x, constant(x.const.T))
 
 
 def _scaled(r: Reader, x: Value, factor: float) -> Value:
@@ -153,9 +159,10 @@ def _conv(r: Reader, op: Op) -> list[Value]:
     kernel, groups = w.shape[2:], op.attr("group", 1)
     window = window_of(op, x, kernel)
     plain = len(kernel) <= 2 and x.dtype == np.float32 and min(window["pads"]) >= 0
-    if w.const is not None and plain and x.size:
+    out = steps.convolution(r, x, w, window, groups)
+    if out is None and w.const is not None and plain and x.size:
         return [convolution(r, x, w.const, window, groups, op.value(2) if op.has(2) else None)]
-    out = general_convolution(r, x, w, window, groups)
+    out = out or general_convolution(r, x, w, window, groups)
     if op.has(2):
         out = r.pointwise("({0} + {1})", out, by_channel(r, op.value(2), out))
     return [out]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
+from redline.native import steps
 from redline.native.dtypes import ALL, CTYPES, ctype, half
 from redline.native.ir import Apply, Load, No, Value, view
 from redline.native.read import Op, Reader, constant, operator
@@ -69,6 +70,11 @@ def _along(r: Reader, op: Op, parameter: Value, x: Value) -> Value:
 @operator("DequantizeLinear", types=_QUANTIZED, note="types of four bits, float8")
 def _dequantize(r: Reader, op: Op) -> list[Value]:
     x, scale = op.value(0), _along(r, op, op.value(1), op.value(0))
+    source = r.steps.get(x)
+    if isinstance(source, steps.Rounded) and not op.attr("output_dtype", 0):
+        again = steps.dequantized(r, source, op.value(1), op.value(2) if op.has(2) else None)
+        if again is not None:
+            return [again]
     to: Any = np.float32 if half(scale.dtype) else scale.dtype
     wanted = op.attr("output_dtype", 0)
     out = _target(onnx_ir.DataType(wanted)) if wanted else scale.dtype
@@ -88,4 +94,8 @@ def _quantize(r: Reader, op: Op) -> list[Value]:
     if dtype.kind not in "iu":
         raise No(f"QuantizeLinear to {dtype}")
     form = f"rl::quantized<{ctype(dtype)}>((float)({{0}}) / (float)({{1}}), (int64_t)({{2}}))"
-    return [r.pointwise(form, x, scale, zero, dtype=dtype, vector=False)]
+    out = r.pointwise(form, x, scale, zero, dtype=dtype, vector=False)
+    found = steps.rounded(x, op.value(1), op.value(2) if op.has(2) else None, dtype)
+    if found is not None:
+        r.steps[out] = found
+    return [out]

@@ -9,6 +9,7 @@ import numpy as np
 from redline.native.dtypes import ALL
 from redline.native.ir import Load, No, Value, contiguous, view
 from redline.native.read import Op, Reader, constant, operator
+from redline.native.steps import Weights
 
 
 @operator("Reshape", types=ALL, note="a shape known only at run")
@@ -130,11 +131,31 @@ def _gather(r: Reader, op: Op) -> list[Value]:
         return [rest if x.const is None else constant(np.take(x.const, index.const, axis))]
     if index.dtype not in (np.int64, np.int32):
         raise No(f"Gather by {index.dtype}")
+    table = r.steps.get(x)
+    if isinstance(table, Weights):
+        return [_dequantized(r, table, index, axis)]
+    return [_taken(r, x, index, axis)]
+
+
+def _taken(r: Reader, x: Value, index: Value, axis: int) -> Value:
     x, index = r.dense(x), r.dense(index)
     shape = (*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
     sizes = {"outer": prod(x.shape[:axis]), "inner": prod(x.shape[axis + 1 :])}
     out = r.new(shape, x.dtype)
-    return [r.add("gather", out, x, index, length=x.shape[axis], count=index.size, **sizes)]
+    return r.add("gather", out, x, index, length=x.shape[axis], count=index.size, **sizes)
+
+
+def _dequantized(r: Reader, table: Weights, index: Value, axis: int) -> Value:
+    """From a table in whole numbers, which stays a quarter as large."""
+    whole, scale = _taken(r, constant(table.whole), index, axis), table.scale
+    if scale.size == 1:
+        steps = constant(scale.reshape(()))
+    elif scale.shape[axis] > 1:
+        steps = _taken(r, constant(scale), index, axis)
+    else:
+        ones = (1,) * len(index.shape)
+        steps = constant(scale.reshape(*scale.shape[:axis], *ones, *scale.shape[axis + 1 :]))
+    return r.pointwise("((float)({0}) * ({1}))", whole, steps, dtype=np.float32, vector=False)
 
 
 @operator("Shape", types=ALL)
