@@ -1,18 +1,21 @@
-"""Claim: one client waits no longer for `redline serve` than for NVIDIA's Triton (docs/serving.md).
+"""Claim: one client waits no longer for `redline serve` than for pytriton (docs/serving.md).
 
     REDLINE_PYTRITON=ENV python bench/serve_triton.py
 
-ENV is an environment with nvidia-pytriton, whose wheel carries the server (tests/serve/triton_oracle.py
-starts it, and says how to make one). Both serve Triton's example model "simple", two sums and two
-differences of sixteen int32: Triton in its Python backend, the only one the wheel has, which is also
-how pytriton runs a model; ours in ONNX Runtime. The requests are the same bytes, in turns.
+ENV is an environment with nvidia-pytriton; its wheel carries NVIDIA's server. All serve Triton's
+example model "simple", sums and differences of sixteen int32: pytriton as a function in Python;
+Triton alone in its Python backend, the only one of the wheel (tests/serve/triton_oracle.py);
+ours in ONNX Runtime. The requests are the same bytes, to each server in turns.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +23,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "serve"))
 
 import serve_models
+from triton_oracle import triton
+
 from redline.serve.proto import SERVICE, message
 from serve import OCTETS, free_port, local, started
 from serve_load import Way, framed, measure, micro
-from triton_oracle import triton
 
-ROUNDS, SECONDS = 7, 4
+ROUNDS, SECONDS = 5, 3
 ROW = np.arange(16, dtype=np.int32)
 INPUTS = [{"name": name, "shape": [1, 16], "datatype": "INT32"} for name in ("INPUT0", "INPUT1")]
 
@@ -47,33 +51,46 @@ def rpc(port: int) -> Way:
     return Way(url, framed(wire.SerializeToString()), headers, grpc=True)
 
 
+@contextlib.contextmanager
+def serving(home: Path) -> Iterator[dict[str, tuple[int, int]]]:
+    """Ports for HTTP and gRPC of each server."""
+    models, python = home / "models", Path(os.environ["REDLINE_PYTRITON"], "bin", "python")
+    serve_models.save(models / "simple/1/model.onnx", serve_models.add_sub())
+    ours, theirs = (free_port(), free_port()), (free_port(), free_port())
+    command = [
+        sys.executable, "-m", "redline", "serve", str(models), "--http-port", str(ours[0]),
+        "--grpc-port", str(ours[1]), "--threads", "1",
+    ]  # fmt: skip
+    pytriton = [str(python), "serve_pytriton.py", *map(str, theirs)]
+    path = f"{python.parent}:{os.environ['PATH']}"
+    environment = {"PATH": path, "VIRTUAL_ENV": str(python.parents[1]), "PYTHONPATH": ""}
+    with (
+        started(command, ours[0], "/v2/health/ready", {}),
+        triton(home / "triton") as alone,
+        started(pytriton, theirs[0], "/v2/models/simple/ready", environment),
+    ):
+        yield {"Redline": ours, "pytriton": theirs, "Triton": alone}
+
+
 def main() -> None:
-    ours, grpc = free_port(), free_port()
-    with tempfile.TemporaryDirectory() as home:
-        models = Path(home, "models")
-        serve_models.save(models / "simple/1/model.onnx", serve_models.add_sub())
-        command = [
-            sys.executable, "-m", "redline", "serve", str(models), "--http-port", str(ours),
-            "--grpc-port", str(grpc), "--threads", "1",
-        ]  # fmt: skip
-        with (
-            triton(Path(home, "triton")) as (theirs, their_grpc),
-            started(command, ours, "/v2/health/ready", {}),
-        ):
-            ways = {"REST, binary": (rest(ours), rest(theirs)), "gRPC": (rpc(grpc), rpc(their_grpc))}
-            print("| one client | Redline, median (p99) | Triton | Triton / Redline |\n|---|---|---|---|")
-            for label, both in ways.items():
-                found = [[measure(way, 1, SECONDS) for way in both] for _ in range(ROUNDS)]
-                cells = [
-                    f"{micro(np.median([row[i].p50 for row in found]))} "
-                    f"({micro(np.median([row[i].p99 for row in found]))})"
-                    for i in (0, 1)
-                ]
-                ratios = sorted(theirs.p50 / mine.p50 for mine, theirs in found)
+    with tempfile.TemporaryDirectory() as home, serving(Path(home)) as ports:
+        print("| one client | server | median (p99) | over Redline |\n|---|---|---|---|")
+        for label, way, which in (("REST, binary", rest, 0), ("gRPC", rpc, 1)):
+            ways = {name: way(both[which]) for name, both in ports.items()}
+            rounds = [
+                {name: measure(one, 1, SECONDS) for name, one in ways.items()}
+                for _ in range(ROUNDS)
+            ]
+            for name in ways:
+                p50, p99 = (
+                    micro(np.median([getattr(row[name], part) for row in rounds]))
+                    for part in ("p50", "p99")
+                )
+                ratios = sorted(row[name].p50 / row["Redline"].p50 for row in rounds)
                 span = f"{np.median(ratios):.2f}× ({ratios[0]:.2f} to {ratios[-1]:.2f})"
-                failed = sum(load.failed for row in found for load in row)
+                failed = sum(row[name].failed for row in rounds)
                 told = f", {failed} failed" if failed else ""
-                print(f"| {label} | {cells[0]} | {cells[1]} | {span}{told} |", flush=True)
+                print(f"| {label} | {name} | {p50} ({p99}) | {span}{told} |", flush=True)
 
 
 if __name__ == "__main__":
