@@ -147,7 +147,6 @@ def test_the_next_layer_s_numbers_are_written_at_once(target):
     check(model, x, 2, flips=0.01, target=target)
 
 
-@pytest.mark.parametrize("winograd", [False, True])
 @pytest.mark.parametrize(
     ("n", "channels", "outs", "size", "kernel", "stride"),
     [
@@ -160,7 +159,7 @@ def test_the_next_layer_s_numbers_are_written_at_once(target):
         (1, 512, 512, (7, 7), 3, 1),
     ],
 )
-def test_convolution(target, n, channels, outs, size, kernel, stride, winograd):
+def test_convolution(target, n, channels, outs, size, kernel, stride):
     """A first layer in float, one in whole numbers, a residual from another."""
     x, net = array(n, 3, *size), Net()
     net.weights |= {"w0": array(channels, 3, 3, 3, seed=1) / 5, "b": array(outs, seed=2)}
@@ -183,7 +182,7 @@ def test_convolution(target, n, channels, outs, size, kernel, stride, winograd):
         net.add("Add", ["c2", "c3"], "c4")
     net.add("Relu", ["c4" if outs % 16 == 0 else "c2"], "y")
     count = 3 if outs % 16 == 0 else 1
-    check(net.model(x), x, count, flips=0.01, target=target, winograd=winograd)
+    check(net.model(x), x, count, flips=0.01, target=target, winograd=True)
 
 
 def test_pooling_and_reshaping_leave_whole_numbers_whole(target):
