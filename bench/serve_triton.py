@@ -14,7 +14,9 @@ import contextlib
 import json
 import os
 import sys
+import sysconfig
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,12 +65,16 @@ def serving(home: Path) -> Iterator[dict[str, tuple[int, int]]]:
     ]  # fmt: skip
     pytriton = [str(python), "serve_pytriton.py", *map(str, theirs)]
     path = f"{python.parent}:{os.environ['PATH']}"
-    environment = {"PATH": path, "VIRTUAL_ENV": str(python.parents[1]), "PYTHONPATH": ""}
+    environment = {
+        "PATH": path, "VIRTUAL_ENV": str(python.parents[1]), "PYTHONPATH": "",
+        "LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR"),  # of the Python that its stub finds
+    }  # fmt: skip
     with (
         started(command, ours[0], "/v2/health/ready", {}),
         triton(home / "triton") as alone,
         started(pytriton, theirs[0], "/v2/models/simple/ready", environment),
     ):
+        time.sleep(5)  # it answers before its model is there
         yield {"Redline": ours, "pytriton": theirs, "Triton": alone}
 
 
