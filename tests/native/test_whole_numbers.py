@@ -144,6 +144,8 @@ def test_the_next_layer_s_numbers_are_written_at_once(target):
     net.add("MatMul", ins, "y")
     model = net.model(x)
     assert [str(one.out.dtype) for one in whole(model)] == ["int16", "float32"]
+    _, sources = lower(onnx_ir.serde.deserialize_model(model), isa.get("avx2"), 2)
+    assert sum(str(group["kernel"]).startswith("int8 gemm") for group in sources.groups) == 2
     check(model, x, 2, flips=0.01, target=target)
 
 

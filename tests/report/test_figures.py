@@ -210,6 +210,13 @@ def test_groups_have_their_share_and_their_part_of_the_limit(study: Study) -> No
     assert figures.pieces(study, card.read(MACHINE)) == []
 
 
+def test_whole_numbers_are_held_to_twice_the_peak_of_floats(study: Study) -> None:
+    whole = replace(GROUPS[0], kernel="int8 conv_tile<6, 2>")
+    records = tuple(replace(one, groups=(whole,)) if one.winner else one for one in study.records)
+    (found,) = figures.pieces(replace(study, records=records), card.read(MACHINE))
+    assert found.roof == pytest.approx(4.12e9 / 824e9 / 0.02)
+
+
 def test_groups_are_shown_wherever_an_engine_is_explained(study: Study) -> None:
     report = Report(_with_groups(study))
     for width in (60, 100, 160):

@@ -130,6 +130,8 @@ def group(code: Code, node: Node) -> dict[str, object]:
     if isinstance(weights, np.ndarray):
         moved += weights.nbytes
     kernel = node.attrs["kernel"] if node.kind == "call" else node.attrs.get("code", node.kind)
+    if node.whole:
+        kernel = f"int8 {kernel}"
     return {"name": "+".join(node.names), "kernel": kernel, "flops": node.flops, "bytes": moved}
 
 

@@ -134,6 +134,9 @@ def roofline(study: Study, card: Card) -> Roofline | None:
     )
 
 
+_INT8 = 2  # products of whole numbers in an instruction, for one of floats (decision 0023)
+
+
 @dataclass(frozen=True)
 class Piece:
     """A group of the winner's as it is shown.
@@ -159,7 +162,8 @@ def pieces(study: Study, card: Card) -> list[Piece]:
         if card.peak and card.bandwidth:
             # What fits the last cache need not come from memory, so only arithmetic bounds it.
             memory = group.bytes / card.bandwidth if group.bytes > (card.last_cache or 0) else 0.0
-            limit = max(group.flops / card.peak, memory) / group.seconds
+            peak = card.peak * (_INT8 if group.kernel.startswith("int8 ") else 1)
+            limit = max(group.flops / peak, memory) / group.seconds
         found.append(Piece(group, group.seconds / total, limit))
     return found
 
