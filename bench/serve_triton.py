@@ -79,6 +79,11 @@ def serving(home: Path) -> Iterator[dict[str, tuple[int, int]]]:
 
 
 def main() -> None:
+    if not Path(os.environ.get("REDLINE_PYTRITON", ""), "bin", "python").is_file():
+        raise SystemExit(
+            "REDLINE_PYTRITON names no environment with nvidia-pytriton; "
+            "tests/serve/triton_oracle.py says how to make one"
+        )
     with tempfile.TemporaryDirectory() as home, serving(Path(home)) as ports:
         print("| one client | server | median (p99) | over Redline |\n|---|---|---|---|")
         for label, way, which in (("REST, binary", rest, 0), ("gRPC", rpc, 1)):

@@ -124,8 +124,7 @@ def gemm(c: Code, node: Node) -> str:
     panels = len(packed)
     split = c.threads if m * n * k >= SMALL and panels >= 2 else 1
     x = node.ins[0]
-    step, tiles = x.steps[0] // operands.together, many + rest
-    pitch, kind = step, operands.flows
+    pitch, tiles, kind = x.steps[0] // operands.together, many + rest, operands.flows
     copied = bool(gemm_scratch(c, node))
     # Rows that a thread copies for itself need no meeting, if all weights stay in its cache.
     by_rows = copied and tiles >= 2 * split and packed.nbytes <= 4 * CHUNK

@@ -44,9 +44,9 @@ def choose(program: Program, lanes: int) -> Program:
         a = node.attrs
         if node.kind != "conv" or a["groups"] != 1 or a["weights"].shape[2:] != (3, 3):
             continue
-        if a["strides"] != (1, 1) or a["dilations"] != (1, 1) or a["weights"].shape[1] < 2 * lanes:
+        if a["strides"] != (1, 1) or a["dilations"] != (1, 1) or not node.floating:
             continue
-        if not node.floating:
+        if a["weights"].shape[1] < 2 * lanes:
             continue
         height, width = node.out.shape[2:]
         outputs = a.get("way", {}).get("winograd", _cheapest(height, width))
