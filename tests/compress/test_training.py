@@ -66,12 +66,12 @@ def test_qat_exports_pairs_that_onnxruntime_runs_alike(skip, bits, low, high, tm
 
 
 def test_qat_runs_in_openvino(skip):
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     from redline.capture.capture import capture
+    from redline.runtime.run_openvino import CORE
 
     made = qat(skip.net, skip.loader, LOSS, 0, scheme=Scheme("qat", {"weights": 4}))
-    core = openvino.Core()
-    model = core.compile_model(core.read_model(to_bytes(capture(made, skip.x[:1]).graph)), "CPU")
+    model = CORE.compile_model(CORE.read_model(to_bytes(capture(made, skip.x[:1]).graph)), "CPU")
     found = np.concatenate([model(row[None].numpy())[0] for row in skip.x[:40]])
     with torch.no_grad():
         wanted = made(skip.x[:40]).numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -217,6 +218,33 @@ def test_planted_ends(behaviour: str, code: int) -> None:
         [sys.executable, "-c", PLANTED, behaviour], capture_output=True, text=True, check=False
     )
     assert (done.stdout, done.returncode) == ("ready\n", code), done.stderr
+
+
+SIGNALLED = """
+import os, signal, sys
+from pathlib import Path
+from engine_samples import X
+from runner_samples import open_sample
+first, second = (open_sample("openvino", Path(sys.argv[1])) for _ in range(2))
+first.run([X])
+first.close()
+second.close()
+signal.signal(signal.SIGINT, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_a_signal_after_engines_of_openvino_were_closed(tmp_path: Path) -> None:
+    """In the order in which they were opened, each took the other's stack for handlers away."""
+    pytest.importorskip("openvino")
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert (done.stdout, done.returncode) == ("handled\n", 0), done.stderr
 
 
 def test_a_planted_hang() -> None:

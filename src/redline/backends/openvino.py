@@ -60,7 +60,7 @@ class OpenVinoBackend:
 
 def _compiled_operators(graph: Path, candidate: Candidate) -> dict[str, int]:
     """Layer types of the model that OpenVINO will run; constants are not work."""
-    import openvino
+    from redline.runtime.run_openvino import CORE
 
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": str(candidate.setting["hint"]),
@@ -68,8 +68,7 @@ def _compiled_operators(graph: Path, candidate: Candidate) -> dict[str, int]:
         "INFERENCE_PRECISION_HINT": "f32",
     }
     try:
-        core = openvino.Core()
-        compiled = core.compile_model(core.read_model(str(graph)), "CPU", settings)
+        compiled = CORE.compile_model(CORE.read_model(str(graph)), "CPU", settings)
         layers = compiled.get_runtime_model().get_ops()
     except Exception as error:
         raise BuildError(f"openvino cannot compile the graph: {str(error)[:500]}") from error

@@ -19,6 +19,11 @@ from redline.signature import Signature
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+# One for the process, and never let go. A core's CPU plugin gives the thread that first asks for it
+# another stack for signal handlers, and unmaps that when the core ends, in whatever order and
+# thread: the next signal, such as Ctrl-C, would then end the process by SIGSEGV.
+CORE = openvino.Core()
+
 
 class OpenVinoRunner:
     """A compiled model and the infer requests that its callers share, one for each at a time."""
@@ -87,13 +92,12 @@ def open_part(part: Part, store: Store, signature: Signature) -> OpenVinoRunner:
     # A CPU with bf16 would else use it unasked; what Q/DQ marks is computed in int8 all the same.
     settings["INFERENCE_PRECISION_HINT"] = "f32"
     try:
-        core = openvino.Core()
         if part.uses_graph:
-            model = core.read_model(bytes(store.read("graph.onnx")))
+            model = CORE.read_model(bytes(store.read("graph.onnx")))
         else:
             weights = np.frombuffer(store.read("model.bin"), np.uint8).copy()  # must be writeable
-            model = core.read_model(bytes(store.read("model.xml")), openvino.Tensor(weights))
-        compiled = core.compile_model(model, "CPU", settings)
+            model = CORE.read_model(bytes(store.read("model.xml")), openvino.Tensor(weights))
+        compiled = CORE.compile_model(model, "CPU", settings)
     except Exception as error:
         raise RunError(f"openvino cannot open the graph: {str(error)[:500]}") from error
     return OpenVinoRunner(part, compiled, signature)
