@@ -235,8 +235,12 @@ def test_smoothing_moves_outliers_of_activations_into_weights():
     assert np.linalg.norm(got - want) / np.linalg.norm(want) == pytest.approx(lost[True], rel=0.05)
 
 
-def test_biases_make_up_for_what_rounding_moves(digits, model, calibration, made):
-    """With the biases as they were, the outputs are further off on average (arXiv 1906.04721)."""
+def test_biases_make_up_for_what_rounding_moves(digits, model, calibration):
+    """With the biases as they were, the outputs are further off on average (arXiv 1906.04721).
+
+    In 7 bits, which round more coarsely than the 8 that a CPU with VNNI takes.
+    """
+    made = compress(model.graph, Scheme("int8", {"narrow": True}), calibration)
     plain = {name: value.const_value.numpy()
              for name, value in model.graph.graph.initializers.items()}  # fmt: skip
     before = onnx_ir.serde.deserialize_model(plain_proto(made.graph))
