@@ -25,9 +25,9 @@ needs_compiler = pytest.mark.skipif(toolchain.compiler() is None, reason="needs 
 
 
 @cache
-def targets():
+def targets(whole=False):
     """Every instruction set this machine runs; the portable one is the twin of the others."""
-    return [found.name for found in isa.usable(sorted(machine.isa_flags()))]
+    return [found.name for found in isa.usable(sorted(machine.isa_flags()), whole=whole)]
 
 
 def graph(nodes, inputs, outputs, weights=None, opset=20):

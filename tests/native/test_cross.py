@@ -70,4 +70,8 @@ def test_the_widest_that_the_processor_has_is_chosen():
     assert [isa.usable(flags, machine)[0].name for flags, machine in asked] == [
         "avx512", "avx2", "portable", "neon", "portable",
     ]  # fmt: skip
+    vnni = [*x86, *more, "avx512_vnni"]
+    assert [isa.usable(vnni, "x86_64", whole=w)[0].name for w in (False, True)] == [
+        "avx512", "avx512_vnni",
+    ]  # fmt: skip
     assert all(re.search("march=native", " ".join(i.flags)) is None for i in isa.ISAS.values())

@@ -67,8 +67,13 @@ def inner_loops(text):
             yield lines[first : last + 1]
 
 
-@pytest.mark.parametrize("target", ["avx2", "avx512"])
-@pytest.mark.parametrize("name", ["convolutions", "product", "whole numbers"])
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        *((target, name) for target in ("avx2", "avx512") for name in models()),
+        ("avx512_vnni", "whole numbers"),
+    ],
+)
 def test_no_product_goes_through_the_stack(target, name, tmp_path):
     read = onnx_ir.serde.deserialize_model(models()[name])
     _, sources = lower(read, isa.get(target), 2, winograd=True)
@@ -78,7 +83,7 @@ def test_no_product_goes_through_the_stack(target, name, tmp_path):
     products = 0
     for path in tmp_path.glob("groups*.s"):
         for loop in inner_loops(path.read_text()):
-            fused = [line for line in loop if line.startswith(("vfmadd", "vpmaddwd"))]
+            fused = [line for line in loop if line.startswith(("vfmadd", "vpmaddwd", "vpdpwssd"))]
             broadcasts = [line for line in loop if re.search(r"v(p|)broadcast(ss|d)|{1to", line)]
             if len(fused) < 8 or len(broadcasts) < 2:
                 continue  # a transform or an epilogue

@@ -14,7 +14,7 @@ pytestmark = needs_compiler
 node = helper.make_node
 
 
-@pytest.fixture(params=targets())
+@pytest.fixture(params=targets(whole=True))
 def target(request):
     return request.param
 

@@ -80,7 +80,8 @@ class NativeBackend:
 
         if source.graph is None:
             raise RefusedError("the model has no ONNX graph")
-        target = isa.usable(sorted(machine.isa_flags()))[0]
+        whole = candidate.precision != "fp32"
+        target = isa.usable(sorted(machine.isa_flags()), whole=whole)[0]
         if candidate.setting.get("free"):
             return _free(source, target, candidate, folder)
         if candidate.setting.get("partition"):
@@ -107,7 +108,7 @@ class NativeBackend:
                     raise
                 return _cut(source.graph, target, candidate, folder, refused)
             nodes = made.program.nodes
-            if candidate.precision != "fp32" and not any(node.whole for node in nodes):
+            if whole and not any(node.whole for node in nodes):
                 raise RefusedError("none of its layers has a form in whole numbers here")
             kinds = Counter(node.kind for node in nodes)
             tolerance = tolerance_class(nodes)

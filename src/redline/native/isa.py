@@ -19,6 +19,8 @@ class Isa:
         flags: what the C++ compiler is told; never -march=native, which nobody could ship.
         needs: CPU flags as Linux spells them.
         machine: platform.machine() it is for; "" for any.
+        whole: it differs from the one after it in products of whole numbers alone; floats are not
+            compiled for it, so that they run on more machines.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Isa:
     flags: tuple[str, ...]
     needs: tuple[str, ...]
     machine: str = ""
+    whole: bool = False
 
     @property
     def lanes(self) -> int:
@@ -39,20 +42,22 @@ class Isa:
         return self.registers - 4
 
 
-_X86 = ("-mavx2", "-mfma", "-mf16c", "-mbmi2")
+_AVX2 = ("avx2", "fma", "f16c", "bmi2")  # as Linux and, with -m before them, compilers spell them
+_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq")
+_WIDE = "-mprefer-vector-width=512"
+
+
+def _told(needs: Sequence[str], *more: str) -> tuple[str, ...]:
+    return (*(f"-m{flag.replace('_', '')}" for flag in needs), *more)
+
+
+_VNNI = (*_AVX512, "avx512_vnni")
 ISAS = {
     isa.name: isa
     for isa in (
-        Isa(
-            "avx512",
-            64,
-            32,
-            (*_X86, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
-            + ("-mprefer-vector-width=512",),
-            ("avx2", "fma", "f16c", "bmi2", "avx512f", "avx512bw", "avx512vl", "avx512dq"),
-            "x86_64",
-        ),
-        Isa("avx2", 32, 16, _X86, ("avx2", "fma", "f16c", "bmi2"), "x86_64"),
+        Isa("avx512_vnni", 64, 32, _told(_VNNI, _WIDE), _VNNI, "x86_64", whole=True),
+        Isa("avx512", 64, 32, _told(_AVX512, _WIDE), _AVX512, "x86_64"),
+        Isa("avx2", 32, 16, _told(_AVX2), _AVX2, "x86_64"),
         Isa("neon", 16, 32, (), ("asimd",), "aarch64"),
         Isa("portable", 16, 16, (), ()),
     )
@@ -70,8 +75,8 @@ def get(name: str) -> Isa:
     return ISAS[name]
 
 
-def usable(cpu_flags: Sequence[str], machine: str = "") -> tuple[Isa, ...]:
-    """What a CPU with these flags can run, the widest first.
+def usable(cpu_flags: Sequence[str], machine: str = "", *, whole: bool = False) -> tuple[Isa, ...]:
+    """What a CPU with these flags can run, the widest first; `whole` for a model in whole numbers.
 
     Example:
         >>> [isa.name for isa in usable(["avx2", "fma", "f16c", "bmi2"], "x86_64")]
@@ -81,5 +86,5 @@ def usable(cpu_flags: Sequence[str], machine: str = "") -> tuple[Isa, ...]:
     return tuple(
         isa
         for isa in ISAS.values()
-        if isa.machine in ("", here) and set(isa.needs) <= set(cpu_flags)
+        if isa.machine in ("", here) and set(isa.needs) <= set(cpu_flags) and whole >= isa.whole
     )

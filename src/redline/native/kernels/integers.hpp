@@ -39,7 +39,9 @@ RL_INLINE vs load(const pair8* p) {
 // sum + x * y, for int16 of pairs: GCC does not find the instruction by itself.
 RL_INLINE vf plus(vf sum, vf x, vf y) { return sum + x * y; }
 RL_INLINE vi plus(vi sum, vs x, vs y) {
-#if RL_VECTOR_BYTES == 64 && defined(__AVX512BW__)
+#if RL_VECTOR_BYTES == 64 && defined(__AVX512VNNI__)
+    return (vi)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)x, (__m512i)y);
+#elif RL_VECTOR_BYTES == 64 && defined(__AVX512BW__)
     return sum + (vi)_mm512_madd_epi16((__m512i)x, (__m512i)y);
 #elif RL_VECTOR_BYTES == 32 && defined(__AVX2__)
     return sum + (vi)_mm256_madd_epi16((__m256i)x, (__m256i)y);
