@@ -1,6 +1,6 @@
-"""Claim: serving costs less than with MLServer, LitServe, BentoML and Ray Serve (docs/serving.md).
+"""Claim: serving costs less than with other servers written in Python (docs/serving.md).
 
-    python bench/serve.py [mlp|resnet18|minilm|wide ...] [--setup] [--batching] [--workers] [--idle]
+    python bench/serve.py [mlp|simple|resnet18|minilm|wide] [--setup] [--batching|--workers|--idle]
 
 The same ONNX graph in ONNX Runtime with the same threads behind every server, the same load tool
 (serve_load.py), everything on the same cores, one server at a time. --setup makes a virtual
@@ -34,8 +34,10 @@ from serve_load import Way, framed, measure, micro
 
 HERE = Path(__file__).resolve().parent
 ENVS = Path(os.environ.get("SERVE_BENCH_ENVS", Path.home() / ".cache" / "redline-bench"))
-NEEDS = {"mlserver": "mlserver", "litserve": "litserve", "bentoml": "bentoml", "ray": "ray[serve]"}
+NEEDS = {"mlserver": "mlserver", "kserve": "kserve", "litserve": "litserve", "bentoml": "bentoml",
+         "ray": "ray[serve]"}  # fmt: skip
 CLIENTS = (1, 8, 64)
+SMALL = ("mlp", "simple")  # one thread is enough for them
 OCTETS = ("content-type: application/octet-stream",)
 START = 60.0
 
@@ -46,38 +48,57 @@ class Case:
 
     name: str
     onnx: Path
-    x: np.ndarray
+    inputs: dict[str, np.ndarray]
     threads: int
 
     def told(self) -> str:
-        return json.dumps(
-            {"onnx": str(self.onnx), "shape": self.x.shape, "dtype": str(self.x.dtype),
-             "threads": self.threads}
-        )  # fmt: skip
+        inputs = [(name, str(x.dtype), x.shape) for name, x in self.inputs.items()]
+        return json.dumps({"onnx": str(self.onnx), "threads": self.threads, "inputs": inputs})
+
+    def data(self) -> bytes:
+        return b"".join(x.tobytes() for x in self.inputs.values())
 
 
 def make(name: str, folder: Path) -> Case:
-    """Export a model with a free batch; its only input is x, its only output y."""
+    """Export a model with a free batch; most have one input, x, and one output, y."""
     import torch
 
     import models
 
     torch.manual_seed(0)
-    if name == "minilm":
-        module, example = minilm()
+    ins, outs = ["x"], ["y"]
+    if name == "simple":  # Triton's example of that name: sum and difference
+        ins, outs = ["INPUT0", "INPUT1"], ["OUTPUT0", "OUTPUT1"]
+        module, examples = simple(), [torch.arange(16, dtype=torch.int32)[None]] * 2
+    elif name == "minilm":
+        module, *examples = minilm()
     elif name == "wide":  # its time is that of reading 84 MB of weights, once for a batch
         layers = [torch.nn.Linear(1024, 4096), torch.nn.ReLU(), torch.nn.Linear(4096, 4096),
                   torch.nn.ReLU(), torch.nn.Linear(4096, 16)]  # fmt: skip
-        module, example = torch.nn.Sequential(*layers).eval(), torch.randn(1, 1024)
+        module, *examples = torch.nn.Sequential(*layers).eval(), torch.randn(1, 1024)
     else:
-        module, example = models.ZOO[name][1]()
+        module, *examples = models.ZOO[name][1]()
     path = folder / f"{name}.onnx"
     if not path.is_file():
         torch.onnx.export(
-            module, (torch.cat([example, example]),), path, dynamo=False,
-            input_names=["x"], output_names=["y"], dynamic_axes={"x": {0: "n"}, "y": {0: "n"}},
+            module, tuple(torch.cat([x, x]) for x in examples), path, dynamo=False,
+            input_names=ins, output_names=outs,
+            dynamic_axes={name: {0: "n"} for name in ins + outs},
         )  # fmt: skip
-    return Case(name, path, np.ascontiguousarray(example.numpy()), 1 if name == "mlp" else 2)
+    arrays = (np.ascontiguousarray(x.numpy()) for x in examples)
+    inputs = dict(zip(ins, arrays, strict=True))
+    return Case(name, path, inputs, 1 if name in SMALL else 2)
+
+
+def simple():
+    """Sum and difference of two inputs."""
+    import torch
+
+    class Simple(torch.nn.Module):
+        def forward(self, a, b):
+            return a + b, a - b
+
+    return Simple()
 
 
 def minilm():
@@ -172,9 +193,12 @@ def redline(case: Case, *options: str) -> Iterator[tuple[int, dict[str, Way]]]:
             )
 
 
-def v2_input(case: Case) -> dict:
-    kind = {"float32": "FP32", "int64": "INT64"}[str(case.x.dtype)]
-    return {"name": "x", "shape": list(case.x.shape), "datatype": kind}
+def v2_inputs(case: Case) -> list[dict]:
+    kinds = {"float32": "FP32", "int64": "INT64", "int32": "INT32"}
+    return [
+        {"name": name, "shape": list(x.shape), "datatype": kinds[str(x.dtype)]}
+        for name, x in case.inputs.items()
+    ]
 
 
 def local(port: int, path: str) -> str:
@@ -182,24 +206,27 @@ def local(port: int, path: str) -> str:
 
 
 def v2_json(case: Case, port: int) -> Way:
-    told = v2_input(case) | {"data": case.x.ravel().tolist()}
-    return Way(local(port, "/v2/models/m/infer"), json.dumps({"inputs": [told]}).encode())
+    data = [{"data": x.ravel().tolist()} for x in case.inputs.values()]
+    told = [one | more for one, more in zip(v2_inputs(case), data, strict=True)]
+    return Way(local(port, "/v2/models/m/infer"), json.dumps({"inputs": told}).encode())
 
 
 def v2_binary(case: Case, port: int) -> Way:
-    told = v2_input(case) | {"parameters": {"binary_data_size": case.x.nbytes}}
-    head = {"inputs": [told], "parameters": {"binary_data_output": True}}
+    sizes = [{"parameters": {"binary_data_size": x.nbytes}} for x in case.inputs.values()]
+    told = [one | more for one, more in zip(v2_inputs(case), sizes, strict=True)]
+    head = {"inputs": told, "parameters": {"binary_data_output": True}}
     text = json.dumps(head).encode()
     headers = (*OCTETS, f"inference-header-content-length: {len(text)}")
-    return Way(local(port, "/v2/models/m/infer"), text + case.x.tobytes(), headers)
+    return Way(local(port, "/v2/models/m/infer"), text + case.data(), headers)
 
 
 def v2_grpc(case: Case, port: int) -> Way:
     from redline.serve.proto import SERVICE, message
 
     wire = message("ModelInferRequest")(model_name="m")
-    wire.inputs.add(**v2_input(case))
-    wire.raw_input_contents.append(case.x.tobytes())
+    for one, x in zip(v2_inputs(case), case.inputs.values(), strict=True):
+        wire.inputs.add(**one)
+        wire.raw_input_contents.append(x.tobytes())
     headers = ("content-type: application/grpc", "te: trailers")
     url = local(port, f"/{SERVICE}/ModelInfer")
     return Way(url, framed(wire.SerializeToString()), headers, grpc=True)
@@ -212,7 +239,7 @@ def rival(name: str, case: Case) -> Iterator[tuple[int, dict[str, Way]]]:
     if not python.is_file():
         raise RuntimeError("not installed: python bench/serve.py --setup")
     port, rpc = free_port(), free_port()
-    text = json.dumps({"x": base64.b64encode(case.x.tobytes()).decode()}).encode()
+    text = json.dumps({"x": base64.b64encode(case.data()).decode()}).encode()
     # Of a shell's PYTHONPATH nothing may reach into a rival's environment.
     env = {"SERVE_BENCH": case.told(), "PYTHONPATH": str(HERE), "DO_NOT_TRACK": "1",
            "BENTOML_DO_NOT_TRACK": "1", "RAY_USAGE_STATS_ENABLED": "0"}  # fmt: skip
@@ -228,12 +255,20 @@ def rival(name: str, case: Case) -> Iterator[tuple[int, dict[str, Way]]]:
             Path(folder, "model-settings.json").write_text(json.dumps(model))
             command, path = [str(python.parent / "mlserver"), "start", folder], "/v2/health/ready"
             ways = {"REST, JSON": v2_json(case, port), "gRPC": v2_grpc(case, rpc)}
+        elif name == "kserve":
+            command.append(str(rpc))
+            path = "/v2/health/ready"
+            ways = {
+                "REST, JSON": v2_json(case, port),
+                "REST, binary": v2_binary(case, port),
+                "gRPC": v2_grpc(case, rpc),
+            }
         elif name == "bentoml":
             command = [str(python), "-m", "bentoml", "serve", "serve_rivals:BentoModel",
                        "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
             path = "/readyz"
         elif name == "ray":
-            ways = {"REST, bytes": Way(local(port, "/predict"), case.x.tobytes(), OCTETS)}
+            ways = {"REST, bytes": Way(local(port, "/predict"), case.data(), OCTETS)}
         with started(command, port, path, env) as pid:
             yield pid, ways
 
@@ -244,17 +279,17 @@ def bare(case: Case, seconds: float = 2.0) -> np.ndarray:
     import serve_rivals
 
     serve_rivals.TOLD = json.loads(case.told())
-    engine, found = serve_rivals.Engine(), []
+    engine, arrays, found = serve_rivals.Engine(), list(case.inputs.values()), []
     end = time.perf_counter() + seconds
     while (start := time.perf_counter()) < end:
-        engine.array(case.x)
+        engine.run(arrays)
         found.append(time.perf_counter() - start)
     return np.percentile(found, [50, 99]) * 1e6
 
 
 def seconds(case: Case) -> int:
     """Of one load: 64 answers of the large models take two seconds."""
-    return 3 if case.name == "mlp" else 12
+    return 3 if case.name in SMALL else 12
 
 
 def against_rivals(case: Case) -> None:
@@ -353,7 +388,7 @@ def main() -> None:
         for name in names:
             make(name, folder)
         return
-    for name in names or (["mlp", "resnet18", "minilm"] if everything else []):
+    for name in names or (["mlp", "simple", "resnet18", "minilm"] if everything else []):
         case = make(name, folder)
         if not flags or everything:
             against_rivals(case)

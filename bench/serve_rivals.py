@@ -1,23 +1,24 @@
 """The other servers of bench/serve.py; runs in their virtual environments, which have no torch.
 
-    python serve_rivals.py litserve|ray PORT          (MLServer and BentoML import this file)
+    python serve_rivals.py litserve|ray|kserve PORT     (MLServer and BentoML import this file)
 
-Each does what ours does: the bytes of one float32 or int64 tensor in, the same ONNX session with
-the same threads, the bytes of the first output back. Tensors travel in the cheapest way that each
-offers: base64 in JSON, or as they are; never as a list of numbers, MLServer over REST left out.
+Each does what ours does: the bytes of the inputs in, the same ONNX session with the same threads,
+the bytes of the outputs back. Tensors travel in the cheapest way that each offers: base64 in JSON,
+or as they are; as a list of numbers only over REST in JSON where the protocol is the same.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import sys
 
 import numpy as np
 import onnxruntime
 
-TOLD = json.loads(os.environ["SERVE_BENCH"])  # onnx, shape, dtype, threads
+TOLD = json.loads(os.environ["SERVE_BENCH"])  # onnx, threads, inputs: name, dtype, shape
 
 
 class Engine:
@@ -31,11 +32,19 @@ class Engine:
             TOLD["onnx"], options, providers=["CPUExecutionProvider"]
         )
 
-    def array(self, x: np.ndarray) -> np.ndarray:
-        return self.session.run(None, {"x": x})[0]
+        self.outputs = [output.name for output in self.session.get_outputs()]
+
+    def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        names = [name for name, _, _ in TOLD["inputs"]]
+        return self.session.run(None, dict(zip(names, arrays, strict=True)))
 
     def raw(self, data: bytes) -> bytes:
-        return self.array(np.frombuffer(data, TOLD["dtype"]).reshape(TOLD["shape"])).tobytes()
+        arrays, start = [], 0
+        for _, dtype, shape in TOLD["inputs"]:
+            array = np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
+            arrays.append(array)
+            start += array.nbytes
+        return b"".join(y.tobytes() for y in self.run(arrays))
 
     def text(self, text: str) -> str:
         return base64.b64encode(self.raw(base64.b64decode(text))).decode()
@@ -86,6 +95,32 @@ def ray(port: int) -> None:
     serve.shutdown()
 
 
+def kserve(port: int) -> None:
+    sys.argv += ["--configure_logging", "false"]  # read on import; three lines a request otherwise
+    from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer
+    from kserve.utils.numpy_codec import from_np_dtype
+
+    class Served(Model):
+        def load(self) -> bool:
+            self.engine = Engine()
+            self.ready = True
+            return True
+
+        async def predict(self, payload: InferRequest, *_: object, **__: object) -> InferResponse:
+            raw, outputs = payload.use_binary_outputs, []
+            found = self.engine.run([one.as_numpy() for one in payload.inputs])
+            for name, y in zip(self.engine.outputs, found, strict=True):
+                output = InferOutput(name, list(y.shape), from_np_dtype(y.dtype))
+                output.set_data_from_numpy(y, binary_data=raw)
+                outputs.append(output)
+            return InferResponse(payload.id or "", self.name, outputs, use_binary_outputs=raw)
+
+    model = Served("m")
+    model.load()
+    options = {"workers": 1, "enable_docs_url": False, "enable_latency_logging": False}
+    ModelServer(http_port=port, grpc_port=int(sys.argv[3]), **options).start([model])
+
+
 if "mlserver" in sys.modules:
     from mlserver import MLModel
     from mlserver.codecs import NumpyCodec
@@ -97,9 +132,12 @@ if "mlserver" in sys.modules:
             return True
 
         async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-            x = NumpyCodec.decode_input(payload.inputs[0])
-            y = self.engine.array(x.astype(TOLD["dtype"], copy=False).reshape(TOLD["shape"]))
-            outputs = [NumpyCodec.encode_output("y", y)]
+            arrays = [
+                NumpyCodec.decode_input(one).astype(dtype, copy=False).reshape(shape)
+                for one, (_, dtype, shape) in zip(payload.inputs, TOLD["inputs"], strict=True)
+            ]
+            names, found = self.engine.outputs, self.engine.run(arrays)
+            outputs = [NumpyCodec.encode_output(*one) for one in zip(names, found, strict=True)]
             return InferenceResponse(model_name=self.name, outputs=outputs)
 
 
@@ -117,4 +155,4 @@ if "bentoml" in sys.modules:
 
 
 if __name__ == "__main__":
-    {"litserve": litserve, "ray": ray}[sys.argv[1]](int(sys.argv[2]))
+    {"litserve": litserve, "ray": ray, "kserve": kserve}[sys.argv[1]](int(sys.argv[2]))
