@@ -94,6 +94,8 @@ def test_above_the_limit_is_explained(study: Study) -> None:
     cached = replace(study, flops=1e6, bytes=20e6, records=_faster(study, 0.1))
     assert "last cache" in _roof(cached, MACHINE).remark
     assert "Winograd" in _roof(replace(study, records=_faster(study, 0.1)), MACHINE).remark
+    whole = tuple(replace(one, precision="int8") for one in _faster(study, 0.1))
+    assert "limit of fp32" in _roof(replace(study, records=whole), MACHINE).remark
 
 
 def test_a_short_call_is_explained(study: Study) -> None:

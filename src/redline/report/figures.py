@@ -286,6 +286,12 @@ def _remark(
     study: Study, card: Card, by_memory: bool, share: float | None, latency: float | None
 ) -> str:
     """What the reader should know before taking the share at its word."""
+    best = winner(study)
+    if best is not None and best.precision != "fp32":
+        return (
+            f"This is the limit of fp32. The winner computes in {best.precision}, "
+            "which does more in an instruction and reads less."
+        )
     if share is not None and share > 1:
         if by_memory and card.last_cache and study.bytes < card.last_cache:
             return (

@@ -101,7 +101,7 @@ def _tiles(study: Study, roof: Roofline | None) -> list[dict[str, str]]:
         ),
         ("against the best other", units.ratio(row.over_other), row.other.id if row.other else ""),
         (
-            "of this machine’s limit",
+            "of this machine’s limit" + ("" if best.precision == "fp32" else " in fp32"),
             units.percent(roof.share if roof else None),
             f"{roof.bound}-bound" if roof else "",
         ),
