@@ -85,7 +85,7 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.data, self.out = load_data(args.images), args.out
-        self.seed, self.shift = args.seed, args.shift
+        self.seed, self.shift, self.lr = args.seed, args.shift, args.lr
         prepare = parts.features((), self.data)[0]
         self.x, self.y = prepare(self.data.train.x), self.data.train.y
         self.test_x, self.test_y = prepare(self.data.test.x), self.data.test.y
@@ -161,7 +161,9 @@ def bits(bench: Bench, epochs: int) -> None:
         scheme = Scheme("qat", {"weights": count})
         plain = qat(bench.net, bench.loader(), functional.cross_entropy, 0, scheme=scheme)
         start = time.monotonic()
-        made = qat(bench.net, bench.loader(), functional.cross_entropy, epochs, scheme=scheme)
+        made = qat(
+            bench.net, bench.loader(), functional.cross_entropy, epochs, scheme=scheme, lr=bench.lr
+        )
         bench.keep(f"qat{count}", made)
         bench.write(
             f"qat{count}", epochs=epochs, rounded=bench.accuracy(plain),
@@ -301,6 +303,7 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS)
     parser.add_argument("--width", type=int, default=8, help="of the base network")
     parser.add_argument("--epochs", type=int, help=f"of the part, in place of {EPOCHS}")
+    parser.add_argument("--lr", type=float, default=1e-3, help="of the part qat")
     parser.add_argument("--shift", type=int, default=0, help="pixels that images move by")
     parser.add_argument("--seeds", type=int, default=5, help="students of each kind")
     parser.add_argument("--rounds", type=int, default=60, help="of the part speed")
@@ -328,7 +331,7 @@ def on_images(bench: Bench, args: argparse.Namespace) -> None:
         bench.write("given", accuracy=bench.accuracy(bench.net))
 
     def quantised(epochs: int) -> None:
-        control(bench, "qat-control", Training(epochs))
+        control(bench, "qat-control", Training(epochs, bench.lr))
         bits(bench, epochs)
 
     ways: dict[str, Callable[[int], None]] = {
