@@ -89,7 +89,6 @@ class Bench:
         prepare = parts.features((), self.data)[0]
         self.x, self.y = prepare(self.data.train.x), self.data.train.y
         self.test_x, self.test_y = prepare(self.data.test.x), self.data.test.y
-        self.out.mkdir(parents=True, exist_ok=True)
         self.net = network("resnet", self.data, width=args.width)
         weights = args.weights or self.out / "base" / "checkpoints" / "best" / "model.safetensors"
         if weights.exists():
@@ -311,6 +310,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.only == "speed":  # the graphs are there; nothing is loaded beside them
         speed(args.out, args.rounds)
         return
