@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -58,17 +59,24 @@ class OpenVinoBackend:
         )
 
 
+@cache
+def _core() -> Any:
+    """One that is never let go; runtime/run_openvino.py says why."""
+    import openvino
+
+    return openvino.Core()
+
+
 def _compiled_operators(graph: Path, candidate: Candidate) -> dict[str, int]:
     """Layer types of the model that OpenVINO will run; constants are not work."""
-    from redline.runtime.run_openvino import CORE
-
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": str(candidate.setting["hint"]),
         "INFERENCE_NUM_THREADS": int(candidate.setting["threads"]),
         "INFERENCE_PRECISION_HINT": "f32",
     }
     try:
-        compiled = CORE.compile_model(CORE.read_model(str(graph)), "CPU", settings)
+        core = _core()
+        compiled = core.compile_model(core.read_model(str(graph)), "CPU", settings)
         layers = compiled.get_runtime_model().get_ops()
     except Exception as error:
         raise BuildError(f"openvino cannot compile the graph: {str(error)[:500]}") from error
