@@ -1,4 +1,4 @@
-"""Claim: Redline's pick is never behind the best single peer, on nine real networks.
+"""Claim: Redline's pick is never behind the best single peer, on ten real networks.
 
     python bench/zoo.py                    # all of them: about half an hour on two cores
     python bench/zoo.py resnet18 bert      # some
