@@ -10,6 +10,7 @@ a row that says so. Without names and flags everything is measured.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import contextlib
 import json
@@ -36,6 +37,7 @@ ENVS = Path(os.environ.get("SERVE_BENCH_ENVS", Path.home() / ".cache" / "redline
 NEEDS = {"mlserver": "mlserver", "kserve": "kserve", "litserve": "litserve", "bentoml": "bentoml",
          "ray": "ray[serve]"}  # fmt: skip
 CLIENTS = (1, 8, 64)
+MODELS = ("mlp", "simple", "resnet18", "minilm", "wide")  # the last only for --batching
 OCTETS = ("content-type: application/octet-stream",)
 START = 60.0
 
@@ -291,31 +293,32 @@ def setup() -> None:
 
 
 def main() -> None:
-    given = sys.argv[1:]
-    if "--setup" in given:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", metavar="model", help=", ".join(MODELS))
+    for flag in ("setup", "export", "batching", "workers", "idle"):
+        parser.add_argument(f"--{flag}", action="store_true")
+    args = parser.parse_args()
+    unknown = sorted(set(args.models) - set(MODELS))
+    if unknown:
+        parser.error(f"there is no model {unknown[0]!r}: expected {', '.join(MODELS)}")
+    if args.setup:
         setup()
         return
-    names = [name for name in given if not name.startswith("-")]
-    flags = {name for name in given if name.startswith("-")}
-    everything = not given
+    everything = len(sys.argv) == 1
     folder = ENVS / "models"
     folder.mkdir(parents=True, exist_ok=True)
-    if "--export" in given:
-        for name in names:
-            make(name, folder)
-        return
-    for name in names or (["mlp", "simple", "resnet18", "minilm"] if everything else []):
+    for name in args.models or (MODELS[:4] if everything else []):
         case = make(name, folder)
-        if not flags or everything:
+        if not (args.export or args.batching or args.workers or args.idle):
             against_rivals(case)
-        if "--batching" in flags:
+        if args.batching:
             batching(case)
     if everything:
         batching(make("minilm", folder))
         batching(make("wide", folder))
-    if everything or "--workers" in flags:
+    if everything or args.workers:
         workers(make("mlp", folder))
-    if everything or "--idle" in flags:
+    if everything or args.idle:
         idle(make("mlp", folder))
 
 

@@ -1,6 +1,7 @@
 """The other servers of bench/serve.py; runs in their virtual environments, which have no torch.
 
-    python serve_rivals.py litserve|ray|kserve PORT     (MLServer and BentoML import this file)
+    python serve_rivals.py litserve|ray PORT            (MLServer and BentoML import this file)
+    python serve_rivals.py kserve PORT GRPC_PORT
 
 Each does what ours does: the bytes of the inputs in, the same ONNX session with the same threads,
 the bytes of the outputs back. Tensors travel in the cheapest way that each offers: base64 in JSON,

@@ -1,6 +1,6 @@
 """Claim: Redline's pick is never behind the best single peer, on ten real networks.
 
-    python bench/zoo.py                    # all of them: about half an hour on two cores
+    python bench/zoo.py                    # all; half an hour with --budget 150 --race 25
     python bench/zoo.py resnet18 bert      # some
     python bench/zoo.py --json zoo.jsonl   # keep the records
 

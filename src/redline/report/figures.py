@@ -287,12 +287,9 @@ def _remark(
 ) -> str:
     """What the reader should know before taking the share at its word."""
     best = winner(study)
-    if best is not None and best.precision != "fp32":
-        return (
-            f"This is the limit of fp32. The winner computes in {best.precision}, "
-            "which does more in an instruction and reads less."
-        )
     if share is not None and share > 1:
+        if best is not None and best.precision != "fp32":
+            return f"Above 100 %: this is the limit of fp32, and the winner is {best.precision}."
         if by_memory and card.last_cache and study.bytes < card.last_cache:
             return (
                 f"Above 100 %: all {units.size(study.bytes)} stay in the last cache "
